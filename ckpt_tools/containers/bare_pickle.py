@@ -1,0 +1,70 @@
+"""Pickles without a container around them, one or several behind each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ckpt_tools.containers import pickle_stream
+from ckpt_tools.containers.base import Content, FormatError
+from ckpt_tools.containers.torch_values import TorchValues
+from ckpt_tools.core.source import Source
+from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Value
+
+MAX_STACKED = 10_000
+
+
+def read(source: Source) -> Content:
+    """Return what a pickle says; bad bytes are problems, never an exception.
+
+    ``value`` is that of the first pickle, which is all that ``pickle.load`` looks at; ``globals`` are those of
+    every pickle to the end of the file, ``facts["stacked"]`` counts them.
+
+    Raises:
+        SourceError: the file could not be read.
+    """
+    size = source.size
+    if size > pickle_stream.MAX_BYTES:
+        detail = (f"has {size:,} bytes; pickles of more than {pickle_stream.MAX_BYTES:,} are not read",)
+        problem = Problem("resource-bomb", "the pickle is too large", detail)
+        return Content("pickle", size, readable=False, problems=(problem,))
+    data = source.read(0, size)
+    values = TorchValues()
+    value: Value = None
+    tensors: dict[str, TensorRef] = {}
+    names: dict[str, int] = {}
+    facts: dict[str, Any] = {}
+    problems: list[Problem] = []
+    stacked = position = 0
+    while position < size or not stacked:
+        if stacked == MAX_STACKED:
+            detail = (f"they are not read from byte {position:,} on",)
+            problems.append(Problem("resource-bomb", f"more than {stacked:,} pickles in one file", detail))
+            break
+        try:
+            result = pickle_stream.read(
+                data, start=position, persistent=values.persistent, rebuild=values.rebuild
+            )
+        except FormatError as error:
+            if stacked and error.problem.kind != "resource-bomb":
+                facts["trailing_bytes"] = size - position
+                break
+            offset = source.base + (error.problem.at.offset or 0)
+            problem = replace(error.problem, at=Spot(offset=offset))
+            if isinstance(error, pickle_stream.CutError):
+                detail = (f"has {size:,} bytes, and the pickle goes on", "pickle.load stops with \"Ran out of input\"")
+                problem = Problem("file-cut-short", "the file is cut short", detail, problem.at)
+            problems.append(problem)
+            break
+        for name, count in result.globals.items():
+            names[name] = names.get(name, 0) + count
+        if not stacked:
+            value = result.value
+            tensors, _ = values.flatten(value)
+            facts["protocol"] = result.protocol
+        stacked += 1
+        position = result.end
+    facts["stacked"] = stacked
+    return Content("pickle", size, stacked > 0, value, tensors, (), names, facts, tuple(problems))

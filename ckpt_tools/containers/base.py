@@ -1,0 +1,55 @@
+"""What every container gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_tools.core.source import Extent
+from ckpt_tools.model.findings import Problem
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Value
+
+
+class FormatError(Exception):
+    """Bytes that do not hold what they should; carries the problem that a rule will report."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A named run of bytes inside a file: a member of a zip, a storage of a legacy file.
+
+    ``crc32`` is the stored checksum of the payload, None where the format has none.
+    """
+
+    name: str
+    extent: Extent
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file, understood as far as its bytes allow.
+
+    ``container`` names what the bytes *are* (see ``containers.reader.KINDS``), whatever the file is called.
+    ``value`` is the decoded tree of a pickle, JSON or text file, None where there is none or it was not
+    readable (``readable`` tells the two apart).  ``tensors`` are by FQN, in file order; a tensor inside a pickle is named by its
+    key path (``state.0.exp_avg``).  ``globals`` are the ``module.name`` that a pickle refers to, with the number
+    of references.  ``facts`` holds what a format says about itself (``root``, ``version``, ``byteorder``, ``protocol``,
+    ``metadata``).  ``problems`` are in order of position.
+    """
+
+    container: str
+    size: int
+    readable: bool = True
+    value: Value = None
+    tensors: Mapping[str, TensorRef] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    globals: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()

@@ -1,0 +1,311 @@
+"""Symbolic pickle: what a pickle *says*, as plain values, with nothing imported, called or built.
+
+One reader for torch zips, torch's legacy files, DCP metadata and bare pickles.  Objects come out as ``Opaque``;
+what is known to be harmless comes out plain: ``OrderedDict``, ``defaultdict`` and ``Counter`` as a dictionary,
+``torch.Size`` as a tuple, ``bytearray`` as bytes, bytes that protocol 2 hides in ``_codecs.encode`` as bytes,
+complex numbers as themselves.  Sets are an ``Opaque`` named ``builtins.set`` with their elements in ``items``.
+
+The value that is returned can be walked by anyone: it has no cycles (a reference back to a container around it
+is the ``Opaque`` ``CYCLE``), is at most ``MAX_DEPTH`` containers deep, and walking every path through it visits
+at most ``MAX_VISITS`` plus one value per byte, however often values are shared.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from ckpt_tools.containers.base import FormatError
+from ckpt_tools.containers.pickle_walk import Broken, Refused, Walk
+from ckpt_tools.core.source import Source
+from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.values import Opaque, Pairs, Value
+
+MAX_BYTES = 1 << 30
+FIRST_READ = 1 << 18
+MAX_DEPTH = 200
+MAX_VISITS = 4_000_000
+CYCLE = "pickle.reference_to_itself"
+SHARED = "pickle.reference_to_another_place"
+
+
+_pauses = 0
+_pausing = Lock()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the collector of reference cycles still while many objects are made, none of which is garbage.
+
+    It would look through all of them again and again, which takes as long as the reading itself.
+    """
+    global _pauses  # noqa: PLW0603 - the collector is the process's, and so is the count
+    with _pausing:
+        enabled = gc.isenabled()
+        if enabled or _pauses:
+            _pauses += 1
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _pausing:
+            if _pauses:
+                _pauses -= 1
+                if not _pauses:
+                    gc.enable()
+
+
+class CutError(FormatError):
+    """The bytes end before the pickle does: more of them may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickleResult:
+    """``end`` is the offset behind STOP; ``globals`` counts every mention of a ``module.name``."""
+
+    value: Value
+    globals: Mapping[str, int]
+    end: int
+    protocol: int
+    problems: tuple[Problem, ...] = ()
+
+
+def read(
+    data: bytes | bytearray | memoryview,
+    *,
+    start: int = 0,
+    persistent: Callable[[Value], Value] | None = None,
+    rebuild: Callable[[Opaque], Value] | None = None,
+) -> PickleResult:
+    """Decode the pickle that begins at ``start`` of ``data``.
+
+    ``persistent`` turns a persistent id into a value, ``rebuild`` an object that was just called (``args`` are
+    set, ``state`` and ``items`` are not yet) into another value.  Both must return at once and raise nothing.
+
+    Raises:
+        FormatError: kind ``pickle-damaged`` (a ``CutError`` where the bytes end too early), or kind
+            ``resource-bomb`` where decoding would cost far more than the bytes can be worth.
+    """
+    raw = data if isinstance(data, bytes) else bytes(data)
+    walk = Walk(raw, start, persistent, rebuild, _PLAIN)
+    try:
+        with no_collection():
+            value = settle(walk.run(), walk.odd, len(raw))
+    except Broken as error:
+        where = f"at byte {walk.position:,} of {len(raw):,}: {error.reason}"
+        problem = Problem("pickle-damaged", "the pickle cannot be read", (where,), Spot(offset=walk.position))
+        raise (CutError if error.cut else FormatError)(problem) from None
+    except Refused as error:
+        where = f"at byte {walk.position:,} of {len(raw):,}: {error}"
+        detail = (where, "reading it would cost far more memory or time than its size is worth")
+        raise FormatError(
+            Problem("resource-bomb", "a pickle made to exhaust memory", detail, Spot(offset=walk.position))
+        ) from None
+    return PickleResult(value, walk.globals, walk.position, walk.protocol)
+
+
+def read_growing(
+    source: Source,
+    start: int,
+    persistent: Callable[[Value], Value] | None = None,
+    rebuild: Callable[[Opaque], Value] | None = None,
+) -> tuple[int, PickleResult]:
+    """Decode the pickle at ``start`` of ``source``, whose end is not known: ``(bytes it takes, result)``.
+
+    Raises:
+        FormatError: as ``read``; a ``CutError`` where the source ends before the pickle does.
+    """
+    length = FIRST_READ
+    while True:
+        data = source.read(start, length)
+        try:
+            result = read(data, persistent=persistent, rebuild=rebuild)
+        except CutError:
+            if start + length >= source.size:
+                raise
+            if length >= MAX_BYTES:
+                detail = (f"it does not end within {length:,} bytes",)
+                raise FormatError(Problem("resource-bomb", "the pickle is too large", detail)) from None
+            length = min(8 * length, MAX_BYTES)
+        else:
+            return result.end, result
+
+
+# Objects that are harmless and come out plain --------------------------------------------------------------
+
+
+def _as_dict(walk: Walk, made: Opaque) -> Value:
+    arguments = made.args[1:] if made.qualname.endswith("defaultdict") else made.args
+    if not arguments:
+        return {}
+    content = arguments[0]
+    if type(content) is dict and id(content) not in walk.odd:
+        walk.copied(len(content))
+        return dict(content)
+    if type(content) is list:
+        walk.copied(2 * len(content))
+        if all(type(pair) in (list, tuple) and len(pair) == 2 for pair in content):
+            return walk.make_dict([(pair[0], pair[1]) for pair in content])
+    return made
+
+
+def _as_set(walk: Walk, made: Opaque) -> Value:
+    if len(made.args) == 1 and type(made.args[0]) in (list, tuple):
+        walk.copied(len(made.args[0]))
+        return Opaque(made.qualname, items=list(made.args[0]), called=True)
+    return made
+
+
+def _as_bytes(walk: Walk, made: Opaque) -> Value:
+    if len(made.args) == 2 and isinstance(made.args[0], str) and made.args[1] in ("latin1", "latin-1"):
+        walk.copied(len(made.args[0]) // 8)
+        try:
+            return made.args[0].encode("latin-1")
+        except UnicodeEncodeError:
+            return made
+    return made
+
+
+def _as_bytearray(walk: Walk, made: Opaque) -> Value:
+    if not made.args:
+        return b""
+    return made.args[0] if len(made.args) == 1 and isinstance(made.args[0], bytes) else made
+
+
+def _as_complex(walk: Walk, made: Opaque) -> Value:
+    if len(made.args) == 2 and all(type(part) is float for part in made.args):
+        return complex(*made.args)
+    return made
+
+
+def _as_tuple(walk: Walk, made: Opaque) -> Value:
+    return made.args[0] if len(made.args) == 1 and type(made.args[0]) is tuple else made
+
+
+_PLAIN: dict[str, Callable[[Walk, Opaque], Value]] = {
+    "collections.OrderedDict": _as_dict,
+    "collections.Counter": _as_dict,
+    "collections.defaultdict": _as_dict,
+    "builtins.dict": _as_dict,
+    "builtins.set": _as_set,
+    "builtins.frozenset": _as_set,
+    "builtins.bytearray": _as_bytearray,
+    "_codecs.encode": _as_bytes,
+    "builtins.complex": _as_complex,
+    "torch.Size": _as_tuple,
+}
+
+
+# Making the value safe to walk -----------------------------------------------------------------------------
+
+_CONTAINERS = frozenset((list, tuple, dict, Pairs, Opaque))
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A container that was seen: what stands for it, how deep and how large it is when every path is walked."""
+
+    value: Value
+    new: Value
+    kids: list[Value]
+    depth: int = 0
+    visits: int = 0
+
+
+def settle(value: Value, odd: Mapping[int, tuple[dict[Any, Any], Pairs]], size: int) -> Value:
+    """Return ``value`` without cycles and with ``Pairs`` for the ``odd`` dictionaries; sharing is kept.
+
+    Raises:
+        Refused: too deep, or walking every path through it would never end.
+    """
+    limit = MAX_VISITS + size
+    top, opaque = _settle(value, odd, cut=False)
+    if top.visits > limit and opaque:  # an object graph: real, and endless only because everything refers to everything
+        top, _ = _settle(top.new, {}, cut=True)
+    if top.visits > limit:
+        raise Refused(f"references to shared values unfold to more than {limit:,} values")
+    if top.depth > MAX_DEPTH:
+        raise Refused(f"containers are nested {top.depth:,} deep, more than {MAX_DEPTH}")
+    return top.new
+
+
+def _settle(value: Value, odd: Mapping[int, tuple[dict[Any, Any], Pairs]], *, cut: bool) -> tuple[_Node, bool]:
+    if type(value) not in _CONTAINERS:
+        return _Node(value, value, []), False
+    nodes: dict[int, _Node] = {}
+    claimed: set[int] = set()
+    opaque = False
+    work: list[Value | _Node] = [value]
+    while work:
+        item = work.pop()
+        if type(item) is not _Node:
+            if id(item) in nodes:
+                continue
+            new: Value = item
+            if type(item) is dict and odd and id(item) in odd:
+                new = odd[id(item)][1]
+            parts = _parts(new)
+            opaque = opaque or type(new) is Opaque and new.called
+            node = nodes[id(item)] = _Node(item, new, [part for part in parts if type(part) in _CONTAINERS])
+            node.visits = 1 + len(parts)
+            if node.kids:
+                work.append(node)
+                work.extend(node.kids)
+            else:
+                node.depth = 1
+            continue
+        changed: dict[int, Value] = {}
+        depth = 0
+        for kid in item.kids:
+            below = nodes[id(kid)]
+            if below.depth == 0:
+                changed[id(kid)] = Opaque(CYCLE)
+            elif cut and below.visits > 8 and id(kid) in claimed:
+                changed[id(kid)] = Opaque(SHARED)
+            else:
+                claimed.add(id(kid))
+                depth = max(depth, below.depth)
+                item.visits += below.visits
+                if below.new is not kid:
+                    changed[id(kid)] = below.new
+        item.depth = depth + 1
+        if changed:
+            item.new = _replaced(item.new, changed)
+    return nodes[id(value)], opaque
+
+
+def _parts(value: Value) -> list[Value] | tuple[Value, ...]:
+    if type(value) is dict:
+        return list(value.values())
+    if type(value) is Pairs:
+        return [part for pair in value.pairs for part in pair]
+    if type(value) is Opaque:
+        return [value.args, value.state, value.items]
+    result: list[Value] | tuple[Value, ...] = value
+    return result
+
+
+def _replaced(value: Value, changed: Mapping[int, Value]) -> Value:
+    if type(value) is tuple:
+        return tuple(changed.get(id(part), part) for part in value)
+    if type(value) is list:
+        value[:] = [changed.get(id(part), part) for part in value]
+    elif type(value) is dict:
+        for key, part in value.items():
+            value[key] = changed.get(id(part), part)
+    elif type(value) is Pairs:
+        value.pairs[:] = [(changed.get(id(key), key), changed.get(id(part), part)) for key, part in value.pairs]
+    else:
+        value.args = _whole(changed.get(id(value.args), value.args), value.args)
+        value.state = changed.get(id(value.state), value.state)
+        value.items = _whole(changed.get(id(value.items), value.items), value.items)
+    return value
+
+
+def _whole(new: Value, old: Value) -> Value:
+    """Keep ``args`` a tuple and ``items`` a list where a marker took their place."""
+    return new if type(new) is type(old) else type(old)((new,))

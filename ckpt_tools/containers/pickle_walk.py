@@ -1,0 +1,547 @@
+"""The opcodes of a pickle, walked without importing, calling or building anything.
+
+A ``Walk`` keeps the stack and the memo of an unpickler and puts descriptions (``Opaque``) where an unpickler
+would put objects.  Every opcode costs at most what its own bytes, or a copy that is counted, can pay for.
+"""
+
+from __future__ import annotations
+
+from codecs import escape_decode
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from ckpt_tools.containers.pickle_scan import Tensors
+from ckpt_tools.model.values import Opaque, Pairs, Value
+
+MAX_PROTOCOL = 5
+MAX_INT_BYTES = 1024
+MAX_INT_DIGITS = 2400
+MAX_LINE = 1 << 16
+MAX_MARKS = 10_000
+MAX_KEY = 4096
+MAX_CONTAINERS = 20_000_000
+SAFE_INT = 1 << 60
+
+_U2 = Struct("<H").unpack_from
+_I4 = Struct("<i").unpack_from
+_U4 = Struct("<I").unpack_from
+_U8 = Struct("<Q").unpack_from
+_F8 = Struct(">d").unpack_from
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PLAIN_KEYS = frozenset((bool, float, type(None)))
+
+
+class Broken(Exception):
+    """The opcodes make no sense; ``cut`` where the bytes end too early."""
+
+    def __init__(self, reason: str, *, cut: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.cut = cut
+
+
+class Refused(Exception):
+    """The opcodes make sense and would cost far more than their size allows."""
+
+
+class Walk:
+    """One pickle, from ``start`` to its STOP opcode.
+
+    ``position`` is where the walk stands; ``odd`` holds, by ``id``, the dictionaries that got a key which cannot
+    be hashed cheaply, each with the pairs that stand for it.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        start: int,
+        persistent: Callable[[Value], Value] | None,
+        rebuild: Callable[[Opaque], Value] | None,
+        plain: dict[str, Callable[[Walk, Opaque], Value]],
+    ) -> None:
+        self.data = data
+        self.position = start
+        self.protocol = 0
+        self.globals: dict[str, int] = {}
+        self.odd: dict[int, tuple[dict[Any, Any], Pairs]] = {}
+        self.budget = min(1_000_000 + len(data) // 4, MAX_CONTAINERS)
+        self.copies = 1_000_000 + 2 * len(data)
+        self._persistent = persistent
+        self._rebuild = rebuild
+        self._plain = plain
+        self._stack: list[Any] = []
+        self._under: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._tuple_keys = 4096
+
+    def run(self) -> Value:
+        """Walk to STOP and return the value on top of the stack.
+
+        Raises:
+            Broken: not a pickle, or a damaged one.
+            Refused: a pickle made to exhaust memory or time.
+        """
+        try:
+            return self._run()
+        except IndexError:
+            if self.position >= len(self.data):
+                raise Broken("the bytes end before the pickle does", cut=True) from None
+            raise Broken("an opcode takes more values than there are on the stack") from None
+        except KeyError as error:
+            raise Broken(f"it refers to the value {error.args[0]}, which was not stored before") from None
+
+    def _run(self) -> Value:  # noqa: C901, PLR0912, PLR0915 - one chain, the most frequent opcodes first
+        data, position, memo = self.data, self.position, self._memo
+        size = len(data)
+        stack: list[Any] = []
+        under = self._under
+        budget = self.budget
+        tensors = None
+        if self._persistent is not None and self._rebuild is not None:
+            tensors, callbacks = Tensors(data, memo), (self._persistent, self._rebuild)
+        while True:
+            self.position = position
+            op = data[position]
+            position += 1
+            if op == 0x72:  # LONG_BINPUT
+                if position + 4 > size:
+                    raise self._cut()
+                memo[_U4(data, position)[0]] = stack[-1]
+                position += 4
+            elif op == 0x68:  # BINGET
+                stack.append(memo[data[position]])
+                position += 1
+            elif op == 0x4B:  # BININT1
+                stack.append(data[position])
+                position += 1
+            elif op == 0x74:  # TUPLE
+                budget -= 1
+                items, stack = stack, under.pop()
+                stack.append(tuple(items))
+            elif op == 0x52:  # REDUCE
+                budget -= 1
+                arguments = stack.pop()
+                stack[-1] = self._call(stack[-1], arguments)
+            elif op == 0x28:  # MARK
+                if tensors is not None and stack and data[position] == 0x28:
+                    tensor = tensors.at(position - 1, stack[-1], *callbacks)
+                    if tensor is not None:
+                        position, stack[-1] = tensor
+                        budget -= 7
+                        continue
+                under.append(stack)
+                if len(under) > MAX_MARKS:
+                    raise Refused(f"more than {MAX_MARKS:,} marks are open at once")
+                stack = []
+            elif op == 0x6A:  # LONG_BINGET
+                if position + 4 > size:
+                    raise self._cut()
+                stack.append(memo[_U4(data, position)[0]])
+                position += 4
+            elif op == 0x85:  # TUPLE1
+                budget -= 1
+                stack[-1] = (stack[-1],)
+            elif op == 0x58:  # BINUNICODE
+                if position + 4 > size:
+                    raise self._cut()
+                end = position + 4 + _U4(data, position)[0]
+                if end > size:
+                    raise self._cut()
+                stack.append(self._text(data[position + 4 : end]))
+                position = end
+            elif op == 0x51:  # BINPERSID
+                stack[-1] = self._lookup(stack[-1])
+            elif op == 0x89:  # NEWFALSE
+                stack.append(False)
+            elif op == 0x29:  # EMPTY_TUPLE
+                stack.append(())
+            elif op == 0x71:  # BINPUT
+                memo[data[position]] = stack[-1]
+                position += 1
+            elif op == 0x94:  # MEMOIZE
+                memo[len(memo)] = stack[-1]
+            elif op == 0x8C:  # SHORT_BINUNICODE
+                end = position + 1 + data[position]
+                if end > size:
+                    raise self._cut()
+                stack.append(self._text(data[position + 1 : end]))
+                position = end
+            elif op == 0x4A:  # BININT
+                if position + 4 > size:
+                    raise self._cut()
+                stack.append(_I4(data, position)[0])
+                position += 4
+            elif op == 0x4D:  # BININT2
+                if position + 2 > size:
+                    raise self._cut()
+                stack.append(_U2(data, position)[0])
+                position += 2
+            elif op == 0x47:  # BINFLOAT
+                if position + 8 > size:
+                    raise self._cut()
+                stack.append(_F8(data, position)[0])
+                position += 8
+            elif op == 0x86:  # TUPLE2
+                budget -= 1
+                last = stack.pop()
+                stack[-1] = (stack[-1], last)
+            elif op == 0x87:  # TUPLE3
+                budget -= 1
+                last = stack.pop()
+                middle = stack.pop()
+                stack[-1] = (stack[-1], middle, last)
+            elif op == 0x7D:  # EMPTY_DICT
+                budget -= 1
+                stack.append({})
+            elif op == 0x5D:  # EMPTY_LIST
+                budget -= 1
+                stack.append([])
+            elif op == 0x75:  # SETITEMS
+                items, stack = stack, under.pop()
+                self._set(stack[-1], items)
+            elif op == 0x73:  # SETITEM
+                last = stack.pop()
+                middle = stack.pop()
+                self._set(stack[-1], [middle, last])
+            elif op == 0x65:  # APPENDS
+                items, stack = stack, under.pop()
+                self._extend(stack[-1], items)
+            elif op == 0x61:  # APPEND
+                last = stack.pop()
+                self._extend(stack[-1], [last])
+            elif op == 0x4E:  # NONE
+                stack.append(None)
+            elif op == 0x88:  # NEWTRUE
+                stack.append(True)
+            elif op == 0x2E:  # STOP
+                self.position = position
+                return stack.pop()
+            else:
+                rare = _RARE.get(op)
+                if rare is None:
+                    raise Broken(f"there is no opcode {op:#04x}" + (f" ({chr(op)!r})" if 32 < op < 127 else ""))
+                self._stack, self.position, self.budget = stack, position, budget
+                rare(self)
+                stack, position, budget = self._stack, self.position, self.budget
+            if budget < 0:
+                raise Refused(f"more than {min(1_000_000 + size // 4, MAX_CONTAINERS):,} containers in {size:,} bytes")
+
+    def copied(self, count: int) -> None:
+        """Account for ``count`` elements that one opcode copies out of a value it did not write itself."""
+        self.copies -= count
+        if self.copies < 0:
+            raise Refused("values are copied over and over")
+
+    def make_dict(self, pairs: list[tuple[Value, Value]]) -> Value:
+        """Return a dictionary of ``pairs``."""
+        result: dict[Any, Any] = {}
+        self._set(result, [value for pair in pairs for value in pair])
+        return result
+
+    # What opcodes do ---------------------------------------------------------------------------------------
+
+    def _cut(self) -> Broken:
+        return Broken("the bytes end inside an opcode", cut=True)
+
+    def _take(self, length: int) -> bytes:
+        end = self.position + length
+        if end > len(self.data):
+            raise self._cut()
+        piece = self.data[self.position : end]
+        self.position = end
+        return piece
+
+    def _line(self) -> bytes:
+        end = self.data.find(b"\n", self.position, self.position + MAX_LINE)
+        if end < 0:
+            if self.position + MAX_LINE < len(self.data):
+                raise Refused(f"a text of more than {MAX_LINE:,} bytes where a short line belongs")
+            raise self._cut()
+        line = self.data[self.position : end]
+        self.position = end + 1
+        return line
+
+    def _text(self, raw: bytes) -> str:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            pass
+        try:
+            return raw.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
+        except UnicodeDecodeError:
+            raise Broken("a text is not valid UTF-8") from None
+
+    def _lookup(self, key: Value) -> Value:
+        if self._persistent is None:
+            return Opaque("pickle.persistent_id", (key,), called=True)
+        return self._persistent(key)
+
+    def _call(self, target: Value, arguments: Value) -> Value:
+        if not isinstance(target, Opaque):
+            raise Broken(f"it calls a {type(target).__name__}")
+        if type(arguments) is not tuple:
+            raise Broken(f"it calls {target.qualname} with a {type(arguments).__name__} for its arguments")
+        made = Opaque(f"{target.qualname}()" if target.called else target.qualname, arguments, called=True)
+        plain = self._plain.get(made.qualname)
+        if plain is not None:
+            return plain(self, made)
+        return made if self._rebuild is None else self._rebuild(made)
+
+    def _set(self, target: Value, items: list[Value]) -> None:
+        if len(items) % 2:
+            raise Broken("a dictionary is given a key without a value")
+        if type(target) is dict:
+            pairs = self.odd.get(id(target)) if self.odd else None
+            if pairs is None:
+                keys = items[::2]
+                if all((type(key) is str and len(key) <= MAX_KEY) or self._hashable(key) for key in keys):
+                    target.update(zip(keys, items[1::2], strict=True))
+                    return
+                pairs = self.odd[id(target)] = (target, Pairs(list(target.items())))
+            pairs[1].pairs.extend(zip(items[::2], items[1::2], strict=True))
+        elif isinstance(target, Opaque):
+            target.items.extend(zip(items[::2], items[1::2], strict=True))
+        else:
+            raise Broken(f"it sets keys of a {type(target).__name__}")
+
+    def _hashable(self, key: Value) -> bool:
+        kind = type(key)
+        if kind is int:
+            return -SAFE_INT < key < SAFE_INT
+        if kind in _PLAIN_KEYS:
+            return True
+        if kind is str or kind is bytes:
+            return len(key) <= MAX_KEY
+        if kind is tuple and len(key) <= 16 and self._tuple_keys > 0:
+            self._tuple_keys -= 1
+            return all(type(part) is not tuple and self._hashable(part) for part in key)
+        return False
+
+    def _extend(self, target: Value, items: list[Value]) -> None:
+        if type(target) is list:
+            target.extend(items)
+        elif isinstance(target, Opaque):
+            target.items.extend(items)
+        else:
+            raise Broken(f"it appends to a {type(target).__name__}")
+
+    def _refer(self, module: str, name: str) -> None:
+        self.budget -= 1
+        qualname = f"{_RENAMED.get(module, module)}.{name}"
+        self.globals[qualname] = self.globals.get(qualname, 0) + 1
+        self._stack.append(Opaque(qualname))
+
+    # Opcodes that are rare in what torch writes ------------------------------------------------------------
+
+    def _proto(self) -> None:
+        self.protocol = self.data[self.position]
+        if self.protocol > MAX_PROTOCOL:
+            raise Broken(f"it claims pickle protocol {self.protocol}; the newest is {MAX_PROTOCOL}")
+        self.position += 1
+
+    def _frame(self) -> None:
+        length = _U8(self._take(8))[0]
+        if self.position + length > len(self.data):
+            raise Broken(f"a frame claims {length:,} bytes, and {len(self.data) - self.position:,} follow", cut=True)
+
+    def _global(self) -> None:
+        module = self._line()
+        self._refer(self._text(module), self._text(self._line()))
+
+    def _stack_global(self) -> None:
+        name = self._stack.pop()
+        module = self._stack.pop()
+        if not (isinstance(name, str) and isinstance(module, str) and len(name) + len(module) < MAX_LINE):
+            raise Broken("it imports by something that is no name")
+        self.copied(len(name) + len(module))
+        self._refer(module, name)
+
+    def _extension(self, length: int) -> None:
+        code = int.from_bytes(self._take(length), "little")
+        self._refer("copyreg.extension", str(code))
+
+    def _inst(self) -> None:
+        module = self._text(self._line())
+        name = self._text(self._line())
+        arguments, self._stack = self._stack, self._under.pop()
+        self._refer(module, name)
+        self._stack[-1] = self._call(self._stack[-1], tuple(arguments))
+
+    def _obj(self) -> None:
+        arguments, self._stack = self._stack, self._under.pop()
+        self.budget -= 1
+        target = arguments.pop(0)
+        self._stack.append(self._call(target, tuple(arguments)))
+
+    def _newobj(self) -> None:
+        self.budget -= 1
+        arguments = self._stack.pop()
+        self._stack[-1] = self._call(self._stack[-1], arguments)
+
+    def _newobj_ex(self) -> None:
+        self.budget -= 1
+        keywords = self._stack.pop()
+        arguments = self._stack.pop()
+        both = (arguments, keywords) if keywords else arguments
+        self._stack[-1] = self._call(self._stack[-1], both)
+
+    def _build(self) -> None:
+        state = self._stack.pop()
+        target = self._stack[-1]
+        if isinstance(target, Opaque):
+            target.state = state
+        elif isinstance(target, list | str | bytes | tuple | int | float | None):
+            raise Broken(f"it gives a {type(target).__name__} a state")
+
+    def _unicode(self) -> None:
+        end = self.data.find(b"\n", self.position)
+        if end < 0:
+            raise self._cut()
+        raw = self._take(end - self.position)
+        self.position += 1
+        try:
+            text = raw.decode("raw-unicode-escape")
+        except UnicodeDecodeError:
+            raise Broken("a text has a broken escape") from None
+        self._stack.append(text.encode("utf-8", "backslashreplace").decode())
+
+    def _string(self) -> None:
+        end = self.data.find(b"\n", self.position)
+        if end < 0:
+            raise self._cut()
+        raw = self._take(end - self.position)
+        self.position += 1
+        if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in b"\"'":
+            raise Broken("a text is not in quotes")
+        try:
+            self._old_text(escape_decode(raw[1:-1])[0])
+        except ValueError:
+            raise Broken("a text has a broken escape") from None
+
+    def _old_text(self, raw: bytes) -> None:
+        try:
+            self._stack.append(raw.decode())
+        except UnicodeDecodeError:
+            self._stack.append(raw)
+
+    def _sized_text(self, unpack: Callable[..., tuple[Any, ...]], width: int) -> None:
+        self._stack.append(self._text(self._take(unpack(self._take(width))[0])))
+
+    def _sized_bytes(self, unpack: Callable[..., tuple[Any, ...]], width: int) -> None:
+        self._stack.append(self._take(unpack(self._take(width))[0]))
+
+    def _binstring(self, unpack: Callable[..., tuple[Any, ...]], width: int) -> None:
+        length = unpack(self._take(width))[0]
+        if length < 0:
+            raise Broken(f"a text of {length} bytes")
+        self._old_text(self._take(length))
+
+    def _long(self, length: int) -> None:
+        if length > MAX_INT_BYTES:
+            raise Refused(f"an integer of {length:,} bytes")
+        if length < 0:
+            raise Broken(f"an integer of {length} bytes")
+        self._stack.append(int.from_bytes(self._take(length), "little", signed=True))
+
+    def _digits(self, line: bytes) -> int:
+        if len(line) > MAX_INT_DIGITS:
+            raise Refused(f"an integer of {len(line):,} digits")
+        try:
+            return int(line)
+        except ValueError:
+            raise Broken("an integer that is no number") from None
+
+    def _int(self) -> None:
+        line = self._line()
+        self._stack.append({b"00": False, b"01": True}[line] if line in (b"00", b"01") else self._digits(line))
+
+    def _float(self) -> None:
+        try:
+            self._stack.append(float(self._line()))
+        except ValueError:
+            raise Broken("a number that is none") from None
+
+    def _persid(self) -> None:
+        self._stack.append(self._lookup(self._text(self._line())))
+
+    def _collect(self) -> None:
+        items, self._stack = self._stack, self._under.pop()
+        self.budget -= 1
+        self._stack.append(items)
+
+    def _collect_dict(self) -> None:
+        items, self._stack = self._stack, self._under.pop()
+        self.budget -= 1
+        result: dict[Any, Any] = {}
+        self._set(result, items)
+        self._stack.append(result)
+
+    def _make_set(self, qualname: str, *, filled: bool) -> None:
+        items: list[Any] = []
+        if filled:
+            items, self._stack = self._stack, self._under.pop()
+        self.budget -= 1
+        self._stack.append(Opaque(qualname, items=items, called=True))
+
+    def _add_items(self) -> None:
+        items, self._stack = self._stack, self._under.pop()
+        target = self._stack[-1]
+        if not isinstance(target, Opaque):
+            raise Broken(f"it adds to a {type(target).__name__}")
+        target.items.extend(items)
+
+    def _pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._stack = self._under.pop()
+
+    def _pop_mark(self) -> None:
+        self._stack = self._under.pop()
+
+    def _no_buffer(self) -> None:
+        raise Broken("it refers to a buffer that is kept outside of it")
+
+
+_RARE: dict[int, Callable[[Walk], None]] = {
+    0x80: Walk._proto,
+    0x95: Walk._frame,
+    0x63: Walk._global,
+    0x93: Walk._stack_global,
+    0x82: lambda walk: walk._extension(1),
+    0x83: lambda walk: walk._extension(2),
+    0x84: lambda walk: walk._extension(4),
+    0x69: Walk._inst,
+    0x6F: Walk._obj,
+    0x81: Walk._newobj,
+    0x92: Walk._newobj_ex,
+    0x62: Walk._build,
+    0x56: Walk._unicode,
+    0x53: Walk._string,
+    0x8D: lambda walk: walk._sized_text(_U8, 8),
+    0x42: lambda walk: walk._sized_bytes(_U4, 4),
+    0x43: lambda walk: walk._stack.append(walk._take(walk._take(1)[0])),
+    0x8E: lambda walk: walk._sized_bytes(_U8, 8),
+    0x96: lambda walk: walk._sized_bytes(_U8, 8),
+    0x54: lambda walk: walk._binstring(_I4, 4),
+    0x55: lambda walk: walk._old_text(walk._take(walk._take(1)[0])),
+    0x8A: lambda walk: walk._long(walk._take(1)[0]),
+    0x8B: lambda walk: walk._long(_I4(walk._take(4))[0]),
+    0x49: Walk._int,
+    0x4C: lambda walk: walk._stack.append(walk._digits(walk._line().removesuffix(b"L"))),
+    0x46: Walk._float,
+    0x50: Walk._persid,
+    0x67: lambda walk: walk._stack.append(walk._memo[walk._digits(walk._line())]),
+    0x70: lambda walk: walk._memo.__setitem__(walk._digits(walk._line()), walk._stack[-1]),
+    0x6C: Walk._collect,
+    0x64: Walk._collect_dict,
+    0x8F: lambda walk: walk._make_set("builtins.set", filled=False),
+    0x91: lambda walk: walk._make_set("builtins.frozenset", filled=True),
+    0x90: Walk._add_items,
+    0x30: Walk._pop,
+    0x31: Walk._pop_mark,
+    0x32: lambda walk: walk._stack.append(walk._stack[-1]),
+    0x97: Walk._no_buffer,
+    0x98: lambda walk: None if walk._stack else walk._pop(),
+}

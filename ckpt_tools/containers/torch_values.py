@@ -1,0 +1,457 @@
+"""Tensors inside pickles: persistent ids and torch's rebuild functions become storages and tensor references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from struct import error as StructError  # noqa: N812
+from struct import unpack
+from typing import Any
+
+from ckpt_tools.core.source import Extent
+from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
+from ckpt_tools.model.values import Opaque, Pairs, Value
+
+MAX_CACHED = 4096
+MAX_DIMENSIONS = 1000
+MAX_NUMBER = 1 << 62
+SHOWN = 10
+
+STORAGE_DTYPES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+    "UntypedStorage": "uint8",
+}
+_STORAGE_MODULES = frozenset(("torch", "torch.storage", "torch.cuda"))
+_ALIASES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
+
+
+@dataclass(slots=True, eq=False)
+class Storage(Opaque):
+    """The bytes that tensors look into: ``numel`` elements of ``dtype``, kept under ``key``.
+
+    ``extent`` is where they lie, None where that is not known or the record cannot hold them.
+    """
+
+    dtype: str = "uint8"
+    key: str = ""
+    location: str = ""
+    numel: int = 0
+    nbytes: int = 0
+    extent: Extent | None = None
+
+
+def dtype_name(value: Value) -> str | None:
+    """Return ``float32`` for a reference to ``torch.float32``, None for what is no such reference."""
+    if type(value) is not Opaque or value.called or not value.qualname.startswith("torch."):
+        return None
+    name = value.qualname[6:]
+    name = _ALIASES.get(name, name)
+    return name if name in DTYPE_BITS else None
+
+
+def _storage_dtype(kind: Opaque) -> str | None:
+    module, _, title = kind.qualname.rpartition(".")
+    return STORAGE_DTYPES.get(title) if module in _STORAGE_MODULES and not kind.called else None
+
+
+_Geometry = tuple[
+    tuple[int, ...],  # the shape and
+    tuple[int, ...],  # the strides it is of, kept alive because they are looked up by ``id``
+    int,  # elements
+    int,  # elements from the first to the last one in memory
+    tuple[int, ...] | None,  # strides where not dense
+    tuple[int, ...],  # as many zeros as dimensions
+]
+
+
+@dataclass(slots=True)
+class TorchValues:
+    """Turns what one torch file refers to into values; the callbacks of ``pickle_stream.read``.
+
+    ``place`` says where the bytes of a storage key lie.  ``storages`` are those that were mentioned, by key;
+    ``overruns`` and ``inner`` belong to tensors by ``id`` (and keep them alive).
+    """
+
+    place: Callable[[str], Extent | None] = lambda key: None
+    byteorder: str = "little"
+    storages: dict[str, Storage] = field(default_factory=dict)
+    overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
+    inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
+    _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
+
+    def persistent(self, key: Value) -> Value:
+        """Return the storage that a persistent id names; an id of another form is described."""
+        parts = key
+        if type(parts) is tuple and len(parts) == 1 and type(parts[0]) is tuple:
+            parts = parts[0]
+        if type(parts) is not tuple or len(parts) < 5 or parts[0] != "storage":
+            return Opaque("pickle.persistent_id", (key,), called=True)
+        _, kind, name, location, numel = parts[:5]
+        if type(name) is not str or type(location) is not str or type(numel) is not int or type(kind) is not Opaque:
+            return Opaque("pickle.persistent_id", (key,), called=True)
+        known = self.storages.get(name)
+        if known is not None and known.numel == numel and known.location == location:
+            return known
+        dtype = _storage_dtype(kind)
+        if dtype is None or not 0 <= numel < MAX_NUMBER:
+            return Opaque("pickle.persistent_id", (key,), called=True)
+        nbytes = numel * (DTYPE_BITS[dtype] // 8)
+        storage = Storage(kind.qualname, (), None, [], True, dtype, name, location, numel, nbytes, self.place(name))
+        return storage if known is not None else self.storages.setdefault(name, storage)
+
+    def rebuild(self, made: Opaque) -> Value:
+        """Return the tensor that a call of torch's rebuild functions would give; anything else unchanged."""
+        build = _REBUILD.get(made.qualname)
+        if build is None:
+            return made
+        result = build(self, made.args)
+        return made if result is None else result
+
+    def tensor(
+        self, storage: Value, offset: Value, shape: Value, strides: Value, dtype: str | None = None, kind: str = ""
+    ) -> TensorRef | None:
+        """Return a view of ``storage``; None where the numbers make no tensor."""
+        if type(storage) is not Storage or type(offset) is not int or offset < 0:
+            return None
+        if type(shape) is not tuple or type(strides) is not tuple:
+            return None
+        geometry = self._geometry.get((id(shape), id(strides))) or self._measure(shape, strides)
+        if geometry is None:
+            return None
+        _, _, count, span, plain, origin = geometry
+        name = dtype or storage.dtype
+        width = DTYPE_BITS[name] // 8 or 1
+        needed = (offset + span) * width if count else 0
+        chunks: tuple[Chunk, ...] = ()
+        extent = storage.extent
+        overrun = needed > storage.nbytes
+        if extent is not None and not overrun and needed <= extent.length:
+            begin = offset * width if count else 0
+            if begin or needed != extent.length:
+                extent = Extent(extent.path, extent.offset + begin, needed - begin)
+            chunks = (Chunk(origin, shape, extent, plain, self.byteorder),)
+        ref = TensorRef("", name, shape, chunks, storage.key, kind)
+        if overrun:
+            self.overruns[id(ref)] = (ref, needed, storage.nbytes)
+        return ref
+
+    def _measure(self, shape: tuple[Value, ...], strides: tuple[Value, ...]) -> _Geometry | None:
+        if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+            return None
+        count, last, dense = 1, 0, True
+        for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+            if type(size) is not int or type(stride) is not int or not 0 <= size < MAX_NUMBER or stride < 0:
+                return None
+            if stride != count and size != 1:
+                dense = False
+            count *= size
+            last += (size - 1) * stride
+        plain = None if dense or not count else strides
+        geometry = (shape, strides, count, last + 1, plain, (0,) * len(shape))
+        if len(self._geometry) < MAX_CACHED:
+            self._geometry[id(shape), id(strides)] = geometry
+        return geometry
+
+    def wrapped(self, tensor: TensorRef, kind: str) -> TensorRef:
+        """Return ``tensor`` as an instance of the class ``kind``."""
+        result = TensorRef(tensor.fqn, tensor.dtype, tensor.shape, tensor.chunks, tensor.storage_id, kind)
+        if id(tensor) in self.overruns:
+            self.overruns[id(result)] = (result, *self.overruns[id(tensor)][1:])
+        if id(tensor) in self.inner:
+            self.inner[id(result)] = (result, self.inner[id(tensor)][1])
+        return result
+
+    def composed(self, tensor: TensorRef, parts: dict[str, TensorRef]) -> TensorRef:
+        """Remember that ``tensor`` is made of ``parts``, so that these are named and checked as well."""
+        self.inner[id(tensor)] = (tensor, parts)
+        return tensor
+
+    def flatten(self, value: Value) -> tuple[dict[str, TensorRef], list[Problem]]:
+        """Return the tensors of ``value`` by name, and the views that reach beyond their storage."""
+        tensors: dict[str, TensorRef] = {}
+        problems: list[Problem] = []
+        for name, ref in _walk(value, self.inner):
+            if name in tensors:
+                name = _free(name, tensors)
+            tensors[name] = TensorRef(name, ref.dtype, ref.shape, ref.chunks, ref.storage_id, ref.kind)
+            if id(ref) in self.overruns:
+                problems.append(_overrun(name, ref, *self.overruns[id(ref)][1:]))
+        return tensors, problems
+
+
+def _overrun(name: str, ref: TensorRef, needed: int, held: int) -> Problem:
+    detail = (
+        f"{name} needs {needed:,} bytes of its storage {ref.storage_id}, which has {held:,}",
+        "torch.load stops with \"setStorage: ... are out of bounds\"",
+    )
+    return Problem("tensor-view-out-of-range", "a tensor reaches beyond its storage", detail, Spot(tensor=name))
+
+
+# torch's rebuild functions ---------------------------------------------------------------------------------
+
+
+def _plain(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    return values.tensor(args[0], args[1], args[2], args[3]) if len(args) >= 4 else None
+
+
+def _typed(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    dtype = dtype_name(args[6]) if len(args) >= 7 else None
+    return values.tensor(args[0], args[1], args[2], args[3], dtype) if dtype else None
+
+
+def _parameter(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    if not args or not isinstance(args[0], TensorRef):
+        return None
+    return values.wrapped(args[0], "torch.nn.parameter.Parameter")
+
+
+def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
+    if len(args) < 3 or type(args[0]) is not Opaque or type(args[1]) is not Opaque or type(args[2]) is not tuple:
+        return None
+    inner = values.rebuild(Opaque(args[0].qualname, args[2], called=True))
+    if not isinstance(inner, TensorRef):
+        return None
+    result = values.wrapped(inner, args[1].qualname)
+    state = args[3] if len(args) > 3 else None
+    if type(state) is tuple and state and type(state[0]) is dict:
+        state = state[0]
+    parts = {str(k): v for k, v in state.items() if isinstance(v, TensorRef)} if type(state) is dict else {}
+    if parts and not result.chunks:
+        if len(parts) == 1:
+            (only,) = parts.values()
+            if only.shape == result.shape and only.dtype == result.dtype:
+                return values.wrapped(only, result.kind)
+        return values.composed(result, parts)
+    return result
+
+
+def _described(values: TorchValues, dtype: Value, shape: Value, kind: str) -> TensorRef | None:
+    name = dtype_name(dtype)
+    if name is None or type(shape) is not tuple or len(shape) > MAX_DIMENSIONS:
+        return None
+    if not all(type(size) is int and 0 <= size < MAX_NUMBER for size in shape):
+        return None
+    return TensorRef("", name, shape, (), None, kind)
+
+
+def _wrapper(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    if len(args) < 3 or type(args[0]) is not Opaque:
+        return None
+    return _described(values, args[1], args[2], args[0].qualname)
+
+
+def _meta(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    return _described(values, args[0], args[1], "meta") if len(args) >= 2 else None
+
+
+def _quantised(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    if len(args) < 5:
+        return None
+    result = values.tensor(args[0], args[1], args[2], args[3], kind="quantized")
+    settings = args[4] if type(args[4]) is tuple else ()
+    names = ("scales", "zero_points")
+    parts = {n: v for n, v in zip(names, settings[1:3], strict=False) if isinstance(v, TensorRef)}
+    return values.composed(result, parts) if result is not None and parts else result
+
+
+def _sparse(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    if len(args) < 2 or type(args[0]) is not Opaque or type(args[1]) is not tuple:
+        return None
+    tensors = [part for part in args[1] if isinstance(part, TensorRef)]
+    shape = next((part for part in args[1] if type(part) is tuple), None)
+    if shape is None or len(tensors) not in (2, 3) or not all(type(size) is int and size >= 0 for size in shape):
+        return None
+    names = ("indices", "values") if len(tensors) == 2 else ("compressed_indices", "plain_indices", "values")
+    named = args[0].args[0] if args[0].called and args[0].args else args[0].qualname  # _get_layout("torch.sparse_coo")
+    layout = named if type(named) is str else "torch.sparse"
+    ref = TensorRef("", tensors[-1].dtype, shape, (), tensors[-1].storage_id, layout)
+    return values.composed(ref, dict(zip(names, tensors, strict=True)))
+
+
+def _from_numpy(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
+    array = numpy_array(args[0]) if len(args) >= 2 else None
+    return _described(values, args[1], array[1], "numpy") if array is not None else None
+
+
+_REBUILD: dict[str, Callable[[TorchValues, tuple[Value, ...]], Value]] = {
+    "torch._utils._rebuild_tensor": _plain,
+    "torch._utils._rebuild_tensor_v2": _plain,
+    "torch._utils._rebuild_tensor_v3": _typed,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch._tensor._rebuild_from_type": _from_type,
+    "torch.tensor._rebuild_from_type": _from_type,
+    "torch._utils._rebuild_wrapper_subclass": _wrapper,
+    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
+    "torch._utils._rebuild_qtensor": _quantised,
+    "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._utils._rebuild_sparse_csr_tensor": _sparse,
+    "torch._utils._rebuild_device_tensor_from_numpy": _from_numpy,
+    "torch._utils._rebuild_xla_tensor": _from_numpy,
+}
+
+
+# Names -----------------------------------------------------------------------------------------------------
+
+
+def flatten(value: Value) -> dict[str, TensorRef]:
+    """Return every tensor of ``value`` by its key path, in the order they are written.
+
+    Keys and positions are joined by dots (``state.0.exp_avg``); the keys of a flat state dict are its names as
+    they are.  An object's state adds no step of its own.  A name that two paths share gets ``#2``, ``#3`` ... from
+    the second on; a value that is itself a tensor is called ``tensor``.
+    """
+    return TorchValues().flatten(value)[0]
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number = 2
+    while f"{name}#{number}" in taken:
+        number += 1
+    return f"{name}#{number}"
+
+
+def _walk(
+    value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef]]]
+) -> Iterable[tuple[str, TensorRef]]:
+    if isinstance(value, TensorRef):
+        value = {"tensor": value}
+    fruitless: set[int] = set()
+    work: list[Any] = [(_branches(value), "", id(value), [0])]
+    while work:
+        branches, prefix, at, found = work[-1]
+        for key, child in branches:
+            if isinstance(child, TensorRef):
+                found[0] += 1
+                name = prefix + key
+                yield name, child
+                if id(child) in inner:
+                    yield from ((f"{name}.{part}", ref) for part, ref in inner[id(child)][1].items())
+            elif isinstance(child, dict | list | tuple | Opaque | Pairs) and id(child) not in fruitless:
+                longer = f"{prefix}{key}." if key else prefix
+                work.append((_branches(child), longer, id(child), [0]))
+                break
+        else:
+            work.pop()
+            if not found[0]:
+                fruitless.add(at)
+            elif work:
+                work[-1][3][0] += found[0]
+
+
+def _branches(value: Value) -> Iterable[tuple[str, Value]]:
+    if isinstance(value, dict):
+        return ((key if type(key) is str else _text(key), child) for key, child in value.items())
+    if isinstance(value, Pairs):
+        return ((_text(key), child) for key, child in value.pairs)
+    if isinstance(value, Opaque):
+        branches: list[tuple[str, Value]] = [("args", value.args), ("", value.state)]
+        pairs = bool(value.items) and all(type(item) is tuple and len(item) == 2 for item in value.items)
+        branches.append(("", Pairs(value.items)) if pairs else ("items", value.items))
+        return iter(branches)
+    return ((str(position), child) for position, child in enumerate(value))
+
+
+def _text(key: Value) -> str:
+    if isinstance(key, str):
+        return key[:4096]
+    if isinstance(key, int | float | bool) or key is None:
+        return str(key)
+    if isinstance(key, tuple) and len(key) <= 16 and all(isinstance(part, int | str) for part in key):
+        return ",".join(str(part)[:256] for part in key)
+    return f"<{key.qualname if isinstance(key, Opaque) else type(key).__name__}>"
+
+
+def several(names: Iterable[str], total: int | None = None) -> str:
+    """Return the first ten names, then how many more there are."""
+    listed = list(names)
+    more = (total if total is not None else len(listed)) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" ... and {more:,} more" if more > 0 else "")
+
+
+# numpy -----------------------------------------------------------------------------------------------------
+
+_CODES = {
+    "f2": ("float16", "e"),
+    "f4": ("float32", "f"),
+    "f8": ("float64", "d"),
+    "i1": ("int8", "b"),
+    "i2": ("int16", "h"),
+    "i4": ("int32", "i"),
+    "i8": ("int64", "q"),
+    "u1": ("uint8", "B"),
+    "u2": ("uint16", "H"),
+    "u4": ("uint32", "I"),
+    "u8": ("uint64", "Q"),
+    "b1": ("bool", "?"),
+    "c8": ("complex64", ""),
+    "c16": ("complex128", ""),
+}
+_NUMPY_MODULES = ("numpy._core.multiarray.", "numpy.core.multiarray.")
+
+
+def numpy_dtype(value: Value) -> tuple[str, str, str] | None:
+    """Return ``(name, struct code, "<" or ">")`` of a described ``numpy.dtype``; the name is numpy's own code
+    where it is no plain number."""
+    if type(value) is not Opaque or value.qualname != "numpy.dtype" or not value.args:
+        return None
+    code = value.args[0]
+    if type(code) is not str or len(code) > 64:
+        return None
+    state = value.state
+    order = state[1] if type(state) is tuple and len(state) > 1 else "<"
+    name, letter = _CODES.get(code, (code, ""))
+    return name, letter, ">" if order == ">" else "<"
+
+
+def numpy_scalar_value(value: Value) -> float | int | bool | None:
+    """Return the number that a described numpy scalar holds, None where it is no real number."""
+    if type(value) is not Opaque or not value.called or len(value.args) != 2:
+        return None
+    if value.qualname not in (f"{module}scalar" for module in _NUMPY_MODULES):
+        return None
+    dtype = numpy_dtype(value.args[0])
+    if dtype is None or not dtype[1] or type(value.args[1]) is not bytes:
+        return None
+    try:
+        number: float | int | bool = unpack(dtype[2] + dtype[1], value.args[1])[0]
+    except StructError:
+        return None
+    return number
+
+
+def numpy_array(value: Value) -> tuple[str, tuple[int, ...]] | None:
+    """Return ``(dtype, shape)`` of a described numpy array, None for anything else."""
+    if type(value) is not Opaque or not value.called:
+        return None
+    module, _, name = value.qualname.rpartition(".")
+    if name == "_reconstruct" and f"{module}." in _NUMPY_MODULES:
+        state = value.state
+        if type(state) is not tuple or len(state) < 5:
+            return None
+        shape, dtype = state[1], numpy_dtype(state[2])
+    elif name == "_frombuffer" and module in ("numpy._core.numeric", "numpy.core.numeric") and len(value.args) >= 3:
+        shape, dtype = value.args[2], numpy_dtype(value.args[1])
+    else:
+        return None
+    if dtype is None or type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
+        return None
+    return dtype[0], shape

@@ -1,0 +1,360 @@
+"""Files of ``torch.save``: a zip of one pickle and one record per storage."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckpt_tools.containers import pickle_stream, zip_directory
+from ckpt_tools.containers.base import Content, FormatError, Record
+from ckpt_tools.containers.torch_values import TorchValues, several
+from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, REACH, STORED, Directory, Entry
+from ckpt_tools.core.source import Extent, Source
+from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.tensors import TensorRef
+
+MIN_VERSION, MAX_VERSION = 1, 10
+MAX_SMALL = 4096
+MAX_NOTED = 50
+_MARKS = ("..", "\\", "\0", ":")
+_OWN = frozenset(("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"))
+
+
+def read(source: Source) -> Content:
+    """Return what a torch file says of itself; bad bytes are problems, never an exception.
+
+    Tensors refer to bytes of the file, ``records`` are its members by full name (``root/data/0``).  Of ``facts``,
+    ``extra`` are the members that the pickle does not need, ``compressed`` those that are not stored as they are.
+
+    Raises:
+        SourceError: the file could not be read.
+    """
+    try:
+        directory = zip_directory.read(source)
+    except FormatError as error:
+        if error.problem.kind == "file-cut-short":
+            return _cut(source, error.problem)
+        return Content("torch-zip", source.size, readable=False, problems=(error.problem,))
+    with pickle_stream.no_collection():
+        return _Reader(source, directory).content()
+
+
+class _Reader:
+    """One file, while it is being read."""
+
+    def __init__(self, source: Source, directory: Directory) -> None:
+        self.source = source
+        self.directory = directory
+        self.problems: list[Problem] = []
+        self.facts: dict[str, Any] = {}
+        self.members: dict[str, Entry] = {}
+        self.root = ""
+        self.big = False
+        self.extents: dict[str, Extent] = {}
+        self.packed: frozenset[str] = frozenset()
+
+    def content(self) -> Content:
+        source, entries = self.source, self.directory.entries
+        self.surroundings()
+        self.problems += self.directory.problems
+        self.names(entries)
+        path, base = source.name, source.base
+        records = tuple(
+            [
+                Record(name, Extent(path, base + start, packed), crc32)
+                for name, _, start, packed, _, crc32, _, _ in self.members.values()
+                if start >= 0 and name[-1:] != "/"
+            ]
+        )
+        self.extents = {record.name: record.extent for record in records}
+        container = self.container()
+        if container in ("npz", "zip"):
+            return Content(container, source.size, False, None, {}, records, {}, self.facts, tuple(self.problems))
+        self.versions()
+        values = TorchValues(self.place, "big" if self.big else "little")
+        try:
+            pickled = self.pickle(values)
+        except FormatError as error:
+            self.problems.append(error.problem)
+            self.extra({})
+            problems = tuple(self.problems)
+            return Content(container, source.size, False, None, {}, records, {}, self.facts, problems)
+        tensors, overruns = values.flatten(pickled.value)
+        self.storages(values, tensors)
+        self.extra(values.storages)
+        problems = (*self.problems, *pickled.problems, *overruns)
+        return Content(
+            container, source.size, True, pickled.value, tensors, records, pickled.globals, self.facts, problems
+        )
+
+    # The archive -------------------------------------------------------------------------------------------
+
+    def surroundings(self) -> None:
+        """Look for bytes before and behind the archive."""
+        directory, size = self.directory, self.source.size
+        trailing = size - directory.end
+        if trailing:
+            self.facts["trailing_bytes"] = trailing
+            detail = (
+                f"{trailing:,} byte{'s follow' if trailing != 1 else ' follows'} the end of the zip at byte"
+                f" {directory.end:,} of {size:,}",
+                "torch.load does not find the zip directory behind so many"
+                if trailing > REACH
+                else "torch.load looks across them; a copy that is cut there would not be noticed",
+            )
+            self.problems.append(
+                Problem("bytes-around-archive", "bytes follow the archive", detail, Spot(offset=directory.end))
+            )
+        before = directory.begin
+        if before or self.source.read(0, 4) != LOCAL:
+            first = min((e.header for e in directory.entries if e.start >= 0), default=0)
+            several_archives = before > 0 and self.source.read(0, 4) == LOCAL
+            detail = (
+                (f"the last archive begins at byte {before:,}; only that one was read",)
+                if several_archives
+                else (f"the first record begins at byte {first:,}",)
+            )
+            message = "the file holds several archives" if several_archives else "bytes precede the archive"
+            refuses = "torch.load takes a file that does not begin with a zip record for something else, and stops"
+            self.problems.append(Problem("bytes-around-archive", message, (*detail, refuses), Spot(offset=0)))
+
+    def names(self, entries: list[Entry]) -> None:
+        """Collect the members by name, the last of one name winning, as in torch."""
+        if entries:
+            self.root = entries[0].name.partition("/")[0] if "/" in entries[0].name else ""
+        self.facts["root"] = self.root
+        members = self.members = {entry.name: entry for entry in entries}
+        doubled: dict[str, int] = {}
+        if len(members) != len(entries):
+            for entry in entries:
+                doubled[entry.name] = doubled.get(entry.name, 0) + 1
+            doubled = {name: count for name, count in doubled.items() if count > 1}
+        inside = f"{self.root}/"
+        outside = [name for name in members if not name.startswith(inside) or not self.root]
+        every = "\n".join(members)
+        unsafe = [name for name in members if _unsafe(name)] if any(mark in every for mark in _MARKS) or outside else []
+        for name, count in list(doubled.items())[:MAX_NOTED]:
+            self.problem("record-duplicate", "a record is there more than once", name,
+                         f"{name} is listed {count} times", "torch.load takes the last one")  # fmt: skip
+        if outside:
+            self.problem("record-outside-root", "records lie outside of the archive's directory", outside[0],
+                         f"not in {self.root or 'any directory'}/: {several(outside)}",
+                         "torch.load stops with \"file in archive is not in a subdirectory\"")  # fmt: skip
+        if unsafe:
+            self.problem("unsafe-record-name", "records are named so that unpacking would leave the directory",
+                         unsafe[0], several(repr(name) for name in unsafe))  # fmt: skip
+        packed = [entry.name for entry in members.values() if entry.method != STORED]
+        self.packed = frozenset(name.removeprefix(f"{self.root}/data/") for name in packed)
+        self.facts["compressed"] = tuple(packed)
+        if packed:
+            self.problem("zip-compressed", "records are compressed", packed[0], several(packed),
+                         "torch.load reads them; with mmap=True it reads wrong values")  # fmt: skip
+        locked = [entry.name for entry in members.values() if entry.flags & 1]
+        if locked:
+            self.problem("zip-damaged", "records are marked as encrypted", locked[0], several(locked))
+        self.facts["crc_stored"] = any(entry.crc32 for entry in members.values() if entry.size)
+
+    def container(self) -> str:
+        """Name what the archive is, by the names of its records."""
+        names = self.members
+        script = f"{self.root}/constants.pkl" in names
+        self.facts["torchscript"] = script
+        if script:
+            return "torchscript"
+        if any(name.endswith("data.pkl") for name in names) or f"{self.root}/version" in names and self.root:
+            return "torch-zip"
+        if any(name.startswith(f"{self.root}/data/") for name in names) and self.root:
+            return "torch-zip"
+        if names and all(name.endswith(".npy") for name in names):
+            return "npz"
+        return "torch-zip" if self.directory.problems else "zip"
+
+    def versions(self) -> None:
+        """Read the small records that say how to read the others."""
+        version = self.text("version")
+        if version is None:
+            self.problem("record-invalid", "the version record is missing", f"{self.root}/version",
+                         "torch.load stops without it")  # fmt: skip
+        elif not version.strip().isdecimal() or len(version) > 20:
+            self.problem("record-invalid", "the version record is no number", f"{self.root}/version",
+                         f"it holds {version[:40]!r}")  # fmt: skip
+        else:
+            self.facts["version"] = number = int(version)
+            if not MIN_VERSION <= number <= MAX_VERSION:
+                self.problem("record-invalid", "the file's version is not supported", f"{self.root}/version",
+                             f"it is {number}; torch reads {MIN_VERSION} to {MAX_VERSION}")  # fmt: skip
+        order = self.text("byteorder")
+        self.facts["byteorder"] = order or "little"
+        self.big = order == "big"
+        if order is not None and order not in ("little", "big"):
+            self.problem("record-invalid", "the byteorder record is invalid", f"{self.root}/byteorder",
+                         f'it holds {order[:40]!r}; "little" and "big" are known')  # fmt: skip
+        for name, fact in ((".format_version", "format_version"), (".storage_alignment", "storage_alignment")):
+            text = self.text(name)
+            if text is not None:
+                self.facts[fact] = int(text) if text.isdecimal() and len(text) < 20 else text[:40]
+        serial = self.text(".data/serialization_id")
+        if serial is not None:
+            self.facts["serialization_id"] = serial[:80]
+
+    def extra(self, needed: Mapping[str, Any]) -> None:
+        prefix, own = f"{self.root}/data/", {f"{self.root}/{name}" for name in _OWN}
+        skip = len(prefix)
+        self.facts["extra"] = tuple(
+            [
+                name
+                for name in self.members
+                if not (name.startswith(prefix) and name[skip:] in needed) and name not in own and name[-1:] != "/"
+            ]
+        )
+
+    # Payloads ----------------------------------------------------------------------------------------------
+
+    def text(self, name: str) -> str | None:
+        """Return a small record as text, None where there is none."""
+        entry = self.members.get(f"{self.root}/{name}")
+        if entry is None or entry.start < 0:
+            return None
+        try:
+            return self.payload(entry, MAX_SMALL).decode("utf-8", "backslashreplace")
+        except FormatError as error:
+            self.problems.append(error.problem)
+            return ""
+
+    def payload(self, entry: Entry, limit: int) -> bytes:
+        """Return the bytes of a record, inflated where it is compressed."""
+        spot = Spot(record=entry.name, offset=self.source.base + entry.header)
+        if entry.size > limit or entry.packed > limit:
+            detail = (f"{entry.name} has {max(entry.size, entry.packed):,} bytes; more than {limit:,} are not read",)
+            raise FormatError(Problem("resource-bomb", "a record is too large to be what it is called", detail, spot))
+        raw = self.source.read(entry.start, entry.packed)
+        if entry.method == STORED:
+            return raw
+        if entry.method != DEFLATED:
+            detail = (f"{entry.name} is packed by method {entry.method}",)
+            raise FormatError(Problem("zip-damaged", "a record is compressed in a way torch cannot read", detail, spot))
+        try:
+            unpacked = zlib.decompressobj(-15).decompress(raw, entry.size + 1)
+        except zlib.error as error:
+            raise FormatError(Problem("zip-damaged", "a record cannot be unpacked", (str(error),), spot)) from None
+        if len(unpacked) != entry.size:
+            detail = (f"{entry.name} should unpack to {entry.size:,} bytes",)
+            raise FormatError(Problem("zip-damaged", "a record cannot be unpacked", detail, spot))
+        return unpacked
+
+    def pickle(self, values: TorchValues) -> pickle_stream.PickleResult:
+        name = f"{self.root}/data.pkl"
+        entry = self.members.get(name)
+        if entry is None:
+            detail = (f"there is no {name}, which says what the file holds", "torch.load stops without it")
+            raise FormatError(Problem("record-missing", "the pickle is missing", detail, Spot(record=name)))
+        if entry.start < 0:
+            raise FormatError(
+                Problem("pickle-damaged", "the pickle cannot be read", (f"{name} is not inside the file",),
+                        Spot(record=name))  # fmt: skip
+            )
+        data = self.payload(entry, pickle_stream.MAX_BYTES)
+        intact = zlib.crc32(data) == entry.crc32 if entry.crc32 else None
+        self.facts["pickle_crc_ok"] = intact
+        try:
+            result = pickle_stream.read(data, persistent=values.persistent, rebuild=values.rebuild)
+        except FormatError as error:
+            detail = error.problem.detail
+            if intact is False:
+                detail += ("its checksum does not fit either: the bytes changed after they were written",)
+            offset = self.source.base + entry.start + (error.problem.at.offset or 0)
+            at = Spot(record=name, offset=offset if entry.method == STORED else None)
+            raise FormatError(replace(error.problem, detail=detail, at=at)) from None
+        self.facts["protocol"] = result.protocol
+        return result
+
+    def place(self, key: str) -> Extent | None:
+        return self.extents.get(f"{self.root}/data/{key}") if key not in self.packed else None
+
+    def storages(self, values: TorchValues, tensors: Mapping[str, TensorRef]) -> None:
+        """Check that every storage has its record, of the right size."""
+        wrong: list[tuple[str, Entry | None]] = []
+        members, prefix = self.members, f"{self.root}/data/"
+        for key, storage in values.storages.items():
+            entry = members.get(prefix + key)
+            if entry is None or entry.size != storage.nbytes:
+                if storage.location != "meta":
+                    wrong.append((key, entry))
+        if not wrong:
+            return
+        users: dict[str, list[str]] = {key: [] for key, _ in wrong}
+        for name, ref in tensors.items():
+            if ref.storage_id in users:
+                users[ref.storage_id].append(name)
+        for key, entry in wrong[:MAX_NOTED]:
+            name, needed, names = prefix + key, values.storages[key].nbytes, users[key]
+            spot = Spot(record=name, tensor=names[0] if names else None)
+            whose = f"needed by {several(names)}" if names else "no tensor looks into it"
+            if entry is None:
+                lines = (f"there is no {name}, of {needed:,} bytes", whose, 'torch.load stops with "file not found"')
+                self.problems.append(Problem("record-missing", "a record is missing", lines, spot))
+            else:
+                lines = (
+                    f"{name} should have {needed:,} bytes, and has {entry.size:,}",
+                    whose,
+                    "torch.load stops; with mmap=True it reads the bytes of other records",
+                )
+                self.problems.append(Problem("record-size-mismatch", "a record has the wrong size", lines, spot))
+        if len(wrong) > MAX_NOTED:
+            rest = [prefix + key for key, _ in wrong[MAX_NOTED:]]
+            kind = "record-missing" if wrong[-1][1] is None else "record-size-mismatch"
+            message = f"{len(rest):,} more records are missing or have the wrong size"
+            self.problems.append(Problem(kind, message, (several(rest),)))
+
+    def problem(self, kind: str, message: str, record: str, *detail: str) -> None:
+        self.problems.append(Problem(kind, message, detail, Spot(record=record)))
+
+
+def _unsafe(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return name[:1] == "/" or ".." in parts or "\\" in name or "\0" in name or parts[0][1:2] == ":"
+
+
+# Files without a directory ---------------------------------------------------------------------------------
+
+
+def _cut(source: Source, problem: Problem) -> Content:
+    """Describe a file that is cut: the pickle comes first, and says how much should follow."""
+    lines = list(problem.detail)
+    values = TorchValues()
+    facts: dict[str, Any] = {}
+    value, tensors, found, globals_ = None, {}, False, {}
+    head = source.read(0, 30)
+    if head[:4] == LOCAL and len(head) == 30:
+        name_size = int.from_bytes(head[26:28], "little")
+        start = 30 + name_size + int.from_bytes(head[28:30], "little")
+        name = source.read(30, name_size).decode("utf-8", "backslashreplace")
+        if name.endswith("/data.pkl"):
+            facts["root"] = name.removesuffix("/data.pkl")
+            try:
+                length, result = pickle_stream.read_growing(source, start, values.persistent, values.rebuild)
+            except FormatError as error:
+                inside = isinstance(error, pickle_stream.CutError)
+                lines.append("it ends inside the pickle, which comes first" if inside else "the pickle is damaged as well")
+            else:
+                value, found, globals_ = result.value, True, result.globals
+                needed = start + length + sum(storage.nbytes for storage in values.storages.values())
+                share = min(99.9, 100 * source.size / needed) if needed else 0.0
+                tensors, _ = values.flatten(value)
+                lines.append(f"about {share:.3g} % is present: the pickle names {len(tensors):,} tensors, "
+                             f"{needed:,} bytes with their data")  # fmt: skip
+                facts["expected_size"] = needed
+    lines.append('torch.load stops with "failed finding central directory"')
+    return Content(
+        "torch-zip",
+        source.size,
+        found,
+        value,
+        tensors,
+        (),
+        globals_,
+        facts,
+        (replace(problem, detail=tuple(lines), at=Spot(offset=source.size)),),
+    )

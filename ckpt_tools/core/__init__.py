@@ -1,0 +1,1 @@
+"""Errors, progress, sources and listings: everything that touches the machine, and nothing that knows a format."""

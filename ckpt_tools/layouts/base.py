@@ -1,0 +1,148 @@
+"""A layout is a table: names of parts, where numbers are stored, what a loader needs, what is written last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from ckpt_tools.core.listing import Listing
+from ckpt_tools.model.checkpoint import Role
+from ckpt_tools.model.findings import HARMLESS, Impact
+
+_FIELDS = {
+    "rank": r"(?P<rank>\d+)",
+    "step": r"(?P<step>\d+)",
+    "shard": r"(?P<shard>\d+)",
+    "shards": r"(?P<shards>\d+)",
+    "adapter": r"(?P<adapter>[^/]+)",
+    "number": r"(?P<number>\d+)",
+}
+
+SAFETENSORS = ("safetensors",)
+TORCH = ("torch-zip", "torch-legacy")
+JSON = ("json",)
+TEXT = ("text",)
+
+
+@lru_cache(maxsize=None)
+def compile_name(pattern: str) -> re.Pattern[str]:
+    """Compile a name pattern: ``{rank}``, ``{step}``, ``{shard}`` ... are numbers, ``*`` is anything but ``/``."""
+    pieces = re.split(r"(\{\w+\}|\*)", pattern)
+    expression = "".join(
+        _FIELDS[piece[1:-1]] if piece[:1] == "{" else "[^/]*" if piece == "*" else re.escape(piece) for piece in pieces
+    )
+    return re.compile(rf"{expression}\Z")
+
+
+@dataclass(frozen=True)
+class PartPattern:
+    """Names that stand for one role; ``containers`` are the byte formats that loaders read under such a name."""
+
+    name: str
+    role: Role
+    containers: tuple[str, ...] = ()
+
+    @cached_property
+    def expression(self) -> re.Pattern[str]:
+        return compile_name(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSpec:
+    """Where a quantity is stored: the role of the file and the key path in it (``[*]`` for every element).
+
+    Quantities: ``step``, ``epoch``, ``max-steps``, ``scheduler-step``, ``optimizer-step``, ``lr``, ``initial-lr``,
+    ``base-lr``, ``last-lr``.
+    """
+
+    quantity: str
+    role: Role
+    key: str
+    editable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What it means for the two purposes that a role is missing, or that one of its files is damaged."""
+
+    missing: Impact = HARMLESS
+    damaged: Impact = HARMLESS
+
+
+NO_NEED = Need()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of naming and placing parts.
+
+    ``markers`` are names of which any one claims a directory.  ``directory`` names the checkpoints inside a run,
+    ``staging`` the directories that hold a save in progress.  ``order`` is the order of writing; the role
+    that ``commit`` names is written last, so its absence means that a save did not end.  ``overlay`` layouts only add
+    to another one.  ``probe`` decides what markers cannot.
+    """
+
+    name: str
+    title: str
+    parts: tuple[PartPattern, ...]
+    markers: tuple[str, ...] = ()
+    directory: str | None = None
+    staging: tuple[str, ...] = ()
+    run_parts: tuple[PartPattern, ...] = ()
+    slots: tuple[SlotSpec, ...] = ()
+    needs: Mapping[Role, Need] = field(default_factory=dict)
+    order: tuple[Role, ...] = ()
+    commit: Role | None = None
+    overlay: bool = False
+    probe: Callable[[Listing], bool] | None = None
+
+    def claims(self, listing: Listing) -> bool:
+        """Return whether a directory with this listing is of this layout."""
+        if any(compile_name(marker).match(path) for marker in self.markers for path in listing.files):
+            return True
+        return self.probe is not None and self.probe(listing)
+
+    def need(self, role: Role) -> Need:
+        return self.needs.get(role, NO_NEED)
+
+    @cached_property
+    def directory_expression(self) -> re.Pattern[str] | None:
+        return None if self.directory is None else compile_name(self.directory)
+
+    @cached_property
+    def staging_expressions(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(compile_name(name) for name in self.staging)
+
+
+MODEL_FILES: tuple[PartPattern, ...] = (
+    PartPattern("config.json", Role.CONFIG, JSON),
+    PartPattern("generation_config.json", Role.GENERATION_CONFIG, JSON),
+    PartPattern("tokenizer.json", Role.TOKENIZER, JSON),
+    PartPattern("tokenizer_config.json", Role.TOKENIZER, JSON),
+    PartPattern("special_tokens_map.json", Role.TOKENIZER, JSON),
+    PartPattern("added_tokens.json", Role.TOKENIZER, JSON),
+    PartPattern("vocab.json", Role.TOKENIZER, JSON),
+    PartPattern("vocab.txt", Role.TOKENIZER, TEXT),
+    PartPattern("merges.txt", Role.TOKENIZER, TEXT),
+    PartPattern("tokenizer.model", Role.TOKENIZER),
+    PartPattern("spiece.model", Role.TOKENIZER),
+    PartPattern("sentencepiece.bpe.model", Role.TOKENIZER),
+    PartPattern("chat_template.jinja", Role.TOKENIZER, TEXT),
+    PartPattern("preprocessor_config.json", Role.TOKENIZER, JSON),
+    PartPattern("processor_config.json", Role.TOKENIZER, JSON),
+    PartPattern("README.md", Role.OTHER),
+    PartPattern(".tmp*", Role.TEMPORARY),
+)
+"""What ``save_pretrained`` of models, tokenizers and processors writes beside the weights."""
+
+TORCH_STATE_SLOTS: tuple[SlotSpec, ...] = (
+    SlotSpec("scheduler-step", Role.SCHEDULER, "last_epoch"),
+    SlotSpec("base-lr", Role.SCHEDULER, "base_lrs[*]"),
+    SlotSpec("last-lr", Role.SCHEDULER, "_last_lr[*]"),
+    SlotSpec("optimizer-step", Role.OPTIMIZER, "state[*].step"),
+    SlotSpec("lr", Role.OPTIMIZER, "param_groups[*].lr"),
+    SlotSpec("initial-lr", Role.OPTIMIZER, "param_groups[*].initial_lr"),
+)
+"""Where ``state_dict()`` of torch's optimizers and schedulers keeps its numbers."""

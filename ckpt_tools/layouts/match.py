@@ -1,0 +1,318 @@
+"""From a path to a run: which layout it is, which checkpoints it holds, and what each file of them is for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from ckpt_tools.core.errors import NothingFoundError
+from ckpt_tools.core.listing import SIDECAR, FileStat, Kind, Listing, Meter, scan
+from ckpt_tools.layouts import LAYOUTS, by_name, plain
+from ckpt_tools.layouts.base import Layout, PartPattern
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run, Stray
+
+_MEANT = re.compile(r"(?i)(tmp-)?checkpoint[-_].*\Z")
+_SEARCH = re.compile(r"run-[^/]+\Z")
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Look at names and sizes below ``path`` and return the run it is, or the run of one checkpoint.
+
+    Raises:
+        NothingFoundError: there is no such path, or nothing in it looks like a checkpoint.
+    """
+    root = os.fspath(path)
+    meter = Meter()
+    top = scan(root, depth=1, meter=meter)
+    if not os.path.isdir(root):
+        return _file(root, top)
+    run = _directories(root, top, meter)
+    if run is not None:
+        return run
+    single = _checkpoint(root, ".", scan(root, depth=4, meter=meter), None)
+    if single is not None:
+        return Run(root, single.layout, (single,), single.listing, single=True)
+    files = _numbered(root, top)
+    if files is not None:
+        return files
+    raise _unknown(root, top)
+
+
+def newer_siblings(run: Run) -> tuple[str, ...]:
+    """Return the names of the checkpoints beside a single one that have a higher step."""
+    if not run.single or run.checkpoints[0].step is None:
+        return ()
+    step = run.checkpoints[0].step
+    return tuple(name for name, number in _siblings(run) if number > step)
+
+
+def older_siblings(run: Run) -> tuple[str, ...]:
+    """Return the names of the checkpoints beside a single one that have a lower step, newest first."""
+    if not run.single or run.checkpoints[0].step is None:
+        return ()
+    step = run.checkpoints[0].step
+    return tuple(name for name, number in reversed(_siblings(run)) if number < step)
+
+
+def is_file(run: Run) -> bool:
+    """Return whether the user named one file: nothing is known of what lies beside it."""
+    return run.single and run.listing.root != run.root
+
+
+def is_export(run: Run, checkpoint: Checkpoint) -> bool:
+    """Return whether ``checkpoint`` is the model that a finished run left beside its checkpoints."""
+    return checkpoint.path == "." and not run.single
+
+
+def run_directory(run: Run) -> str:
+    """Return the run as the user would type it; for a single checkpoint that is the directory it lies in."""
+    return (os.path.dirname(os.path.normpath(run.root)) or ".") if run.single else run.root
+
+
+def group(run: Run, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Return the checkpoints that one training wrote: those in the same directory, the export left out."""
+    home = os.path.dirname(checkpoint.path)
+    return [
+        other for other in run.checkpoints if os.path.dirname(other.path) == home and not is_export(run, other)
+    ]
+
+
+def is_newest(run: Run, checkpoint: Checkpoint) -> bool:
+    """Return whether no checkpoint of the same training has a higher step."""
+    if run.single:
+        return not newer_siblings(run)
+    return all((other.step or 0) <= (checkpoint.step or 0) for other in group(run, checkpoint))
+
+
+def is_oldest(run: Run, checkpoint: Checkpoint) -> bool:
+    """Return whether it is the lowest of several checkpoints."""
+    if run.single:
+        return bool(newer_siblings(run)) and not older_siblings(run)
+    others = [other for other in group(run, checkpoint) if other is not checkpoint]
+    return bool(others) and all((other.step or 0) > (checkpoint.step or 0) for other in others)
+
+
+def beside(run: Run, checkpoint: Checkpoint) -> Iterator[tuple[str, Listing]]:
+    """Yield name and entries of the other checkpoints of the same training, whether or not the user named the run."""
+    if not run.single:
+        yield from ((os.path.basename(c.path), c.listing) for c in group(run, checkpoint) if c is not checkpoint)
+    elif not is_file(run):
+        own, parent = os.path.basename(os.path.abspath(run.root)), os.path.dirname(os.path.abspath(run.root))
+        for name, _ in _siblings(run):
+            if name != own and os.path.isdir(os.path.join(parent, name)):
+                yield name, scan(os.path.join(parent, name), depth=1)
+
+
+def roles_of(listing: Listing, layout: str) -> set[Role]:
+    """Return the roles that a layout gives to the entries of a listing."""
+    return {part.role for part in _claim(listing, [by_name(layout)])}
+
+
+def open_stray(run: Run, stray: Stray) -> Checkpoint | None:
+    """Return a directory that is no checkpoint by its name as the checkpoint that it may hold."""
+    location = os.path.join(run.root, stray.path)
+    if stray.stat.kind is not Kind.DIRECTORY:
+        return None
+    return _checkpoint(location, stray.path, scan(location, depth=4), None, by_name(run.layout))
+
+
+def _siblings(run: Run) -> list[tuple[str, int]]:
+    expression = by_name(run.layout).directory_expression
+    if expression is None:
+        return []
+    parent = os.path.dirname(os.path.abspath(run.root))
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return []
+    found = [(name, int(match.group(1))) for name in names if (match := expression.match(name))]
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
+    """Return the run whose checkpoints are directories of ``root``, None when there are none."""
+    found = list(_named(root, top, ""))
+    for name, entry in top.files.items():
+        if entry.kind is Kind.DIRECTORY and (name == "checkpoints" or _SEARCH.match(name)):
+            inner = scan(os.path.join(root, name), depth=1, meter=meter)
+            found += _named(os.path.join(root, name), inner, f"{name}/")
+    if not found:
+        return None
+    layout = found[0][0]
+    checkpoints = []
+    for named, path, step in found:
+        listing = scan(os.path.join(root, path), depth=4, meter=meter)
+        made = _checkpoint(os.path.join(root, path), path, listing, step, named)
+        if made is not None:
+            checkpoints.append(made)
+    export = _export(root, meter)
+    checkpoints.sort(key=lambda checkpoint: (os.path.dirname(checkpoint.path), checkpoint.step or 0, checkpoint.path))
+    strays = tuple(_strays(top, {path for _, path, _ in found}))
+    overlays = [other for other in LAYOUTS if other.overlay and other.run_parts and other.claims(top)]
+    parts = tuple(_claim(top, [layout, *overlays], run_level=True))
+    return Run(root, layout.name, (*checkpoints, *export), top, parts, strays)
+
+
+def _named(root: str, listing: Listing, prefix: str) -> Iterator[tuple[Layout, str, int]]:
+    for name in listing.names():
+        if listing.files[name].kind is not Kind.DIRECTORY:
+            continue
+        for layout in LAYOUTS:
+            match = layout.directory_expression.match(name) if layout.directory_expression else None
+            if match:
+                yield layout, prefix + name, int(match.group(1))
+                break
+
+
+def _export(root: str, meter: Meter) -> list[Checkpoint]:
+    """Return the model that a finished run left beside its checkpoints, if it did."""
+    shallow = scan(root, depth=2, meter=meter)
+    own = {
+        path: entry
+        for path, entry in shallow.files.items()
+        if not _MEANT.match(path.split("/", 1)[0]) and not path.startswith(("run-", "checkpoints/", "runs/"))
+    }
+    listing = Listing(shallow.root, own, {}, meter)
+    claims = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and layout.claims(listing)]
+    made = _checkpoint(root, ".", listing, None) if claims else None
+    if made is None or not made.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX):
+        return []
+    return [made]
+
+
+def _checkpoint(
+    root: str, path: str, listing: Listing, step: int | None, named: Layout | None = None
+) -> Checkpoint | None:
+    """Return the checkpoint that a directory is; ``named`` is the layout that its name belongs to."""
+    claims = [layout for layout in LAYOUTS if layout.claims(listing) and layout is not plain.LAYOUT]
+    if named is None and step is None:
+        named, step = _by_own_name(root)
+    if named is not None and named not in claims:
+        claims.insert(0, named)
+    primary = [layout for layout in claims if not layout.overlay]
+    overlays = [layout for layout in claims if layout.overlay]
+    if named is not None and primary[0] is not named and not _owns(primary[0], listing):
+        primary = [named, *primary]
+    chosen = [*primary[:1], *overlays]
+    if not chosen:
+        return None
+    parts = tuple(_claim(listing, chosen))
+    claimed = {part.path for part in parts}
+    unclaimed = tuple(
+        name for name, entry in listing.files.items() if name not in claimed and entry.kind is not Kind.DIRECTORY
+    )
+    return Checkpoint(path, listing, tuple(layout.name for layout in chosen), parts, unclaimed, step)
+
+
+def _owns(layout: Layout, listing: Listing) -> bool:
+    return layout.name in ("hf-trainer", "accelerate") and layout.claims(listing)
+
+
+def _by_own_name(root: str) -> tuple[Layout | None, int | None]:
+    name = os.path.basename(os.path.abspath(root))
+    for layout in LAYOUTS:
+        match = layout.directory_expression.match(name) if layout.directory_expression else None
+        if match:
+            return layout, int(match.group(1))
+    return None, None
+
+
+def _claim(listing: Listing, layouts: Iterable[Layout], *, run_level: bool = False) -> Iterator[Part]:
+    """Yield a part for every listed entry that a layout names, in the order of the tables."""
+    taken: set[str] = set()
+    for layout in layouts:
+        for pattern in layout.run_parts if run_level else layout.parts:
+            for path, entry in listing.files.items():
+                if path in taken or not _fits(entry, pattern):
+                    continue
+                part = _part(path, entry, pattern, layout)
+                if part is not None:
+                    taken.add(path)
+                    yield part
+
+
+def _fits(entry: FileStat, pattern: PartPattern) -> bool:
+    """A directory under the name of a file is claimed too, so that a rule can say so; a glob never claims one."""
+    return entry.kind is not Kind.DIRECTORY or not any(mark in pattern.name for mark in "*{")
+
+
+def _part(path: str, entry: FileStat, pattern: PartPattern, layout: Layout) -> Part | None:
+    match = pattern.expression.match(path)
+    if match is None or path.startswith(f"{SIDECAR}/"):
+        return None
+    fields = match.groupdict()
+    shard = (int(fields["shard"]), int(fields["shards"])) if "shards" in fields else None
+    rank = int(fields["rank"]) if "rank" in fields else None
+    return Part(path, pattern.role, layout.name, pattern.containers, entry, rank, shard, fields.get("adapter", ""))
+
+
+def _strays(top: Listing, found: set[str]) -> Iterator[Stray]:
+    staging = [expression for layout in LAYOUTS for expression in layout.staging_expressions]
+    for name in top.names():
+        if name in found or not _MEANT.match(name):
+            continue
+        entry = top.files[name]
+        if any(expression.match(name) for expression in staging):
+            yield Stray(name, "staging", entry)
+        elif entry.kind is not Kind.DIRECTORY and re.fullmatch(r"checkpoint[-_]\d+", name):
+            yield Stray(name, "not-a-directory", entry)
+        elif entry.kind is Kind.DIRECTORY:
+            yield Stray(name, "name", entry)
+
+
+def _file(root: str, listing: Listing) -> Run:
+    (name,) = listing.files
+    if not listing.files[name].is_file:
+        raise NothingFoundError(f"{root}: is a {listing.files[name].kind}, not a file or directory")
+    part: Part | None = None
+    for layout in LAYOUTS:
+        part = next(_claim(listing, [layout]), None)
+        if part is not None:
+            break
+    if part is None:
+        part = Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
+    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), _number(name))
+    return Run(root, part.layout, (checkpoint,), listing, single=True)
+
+
+def _numbered(root: str, top: Listing) -> Run | None:
+    """Return the run whose checkpoints are files directly in ``root``."""
+    names = [name for name in top.names() if plain.is_name(name) and top.files[name].kind is not Kind.DIRECTORY]
+    if not names:
+        return None
+    checkpoints = []
+    for name in names:
+        listing = Listing(top.root, {name: top.files[name]}, {}, top.meter)
+        parts = tuple(_claim(listing, [plain.LAYOUT]))
+        checkpoints.append(Checkpoint(name, listing, (plain.LAYOUT.name,), parts, (), _number(name)))
+    checkpoints.sort(key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.path))
+    return Run(root, plain.LAYOUT.name, tuple(checkpoints), top)
+
+
+def _number(name: str) -> int | None:
+    """Return the last number of a file name such as ``epoch_12.pt``; ``-00001-of-00003`` is no step."""
+    stem = name.split(".", 1)[0]
+    match = _NUMBER.search(stem)
+    return int(match.group(1)) if match and "-of-" not in stem and len(match.group(1)) < 19 else None
+
+
+def _unknown(root: str, top: Listing) -> NothingFoundError:
+    below = []
+    for name, entry in top.files.items():
+        if entry.kind is Kind.DIRECTORY and name != SIDECAR:
+            inner = scan(os.path.join(root, name), depth=1)
+            named = any(inner.files[path].kind is Kind.DIRECTORY for _, path, _ in _named("", inner, ""))
+            if named or any(layout.claims(inner) for layout in LAYOUTS if layout is not plain.LAYOUT):
+                below.append(name)
+    if below:
+        first = os.path.join(root, below[0])
+        return NothingFoundError(
+            f"{root}: no checkpoint here, but {len(below)} of its directories hold some",
+            hint=f"try `{first}`",
+        )
+    looked = "checkpoint-N directories, trainer_state.json, *.safetensors, pytorch_model*.bin, adapter_config.json, "
+    looked += "random_states_N.pkl, and *.pt, *.pth, *.ckpt, *.tar files"
+    found = f"{len(top.files):,} other entries" if top.files else "nothing at all"
+    return NothingFoundError(f"{root}: no checkpoint found", hint=f"looked for {looked}; found {found}")

@@ -1,0 +1,302 @@
+"""A checkpoint's contents by meaning: the trainer's state, the optimizer, the weights, wherever the layout keeps them.
+
+Files are read on first use, each once, and a file that does not decode is simply absent here: the container's
+problems are reported by rules that look at the part itself.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from ckpt_tools.containers import reader
+from ckpt_tools.containers.base import Content
+from ckpt_tools.core.errors import SourceError
+from ckpt_tools.core.listing import Listing
+from ckpt_tools.layouts import by_name, plain
+from ckpt_tools.layouts.base import Need
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Opaque, Value, as_mapping, lookup
+
+_SCALARS = {
+    "float32": "f",
+    "float64": "d",
+    "float16": "e",
+    "int8": "b",
+    "uint8": "B",
+    "int16": "h",
+    "uint16": "H",
+    "int32": "i",
+    "uint32": "I",
+    "int64": "q",
+    "uint64": "Q",
+    "bool": "?",
+}
+
+MAX_SCALARS = 8192
+"""So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
+
+
+_ELSEWHERE = (
+    ("DeepSpeed", re.compile(r"global_step\d+(/|\Z)|(?:.*/)?[^/]*mp_rank_\d+_(?:model|optim)_?states\.pt\Z")),
+    ("FSDP", re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+/|.*\.distcp\Z")),
+)
+
+
+class View:
+    """One checkpoint, opened lazily."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.errors: dict[str, SourceError] = {}
+        self._contents: dict[str, Content | None] = {}
+
+    @property
+    def listing(self) -> Listing:
+        return self.checkpoint.listing
+
+    def content(self, part: Part) -> Content | None:
+        """Return the decoded file, None when it is no readable regular file (``errors`` then tells why)."""
+        if part.path not in self._contents:
+            self._contents[part.path] = self._read(part)
+        return self._contents[part.path]
+
+    def _read(self, part: Part) -> Content | None:
+        if not part.stat.is_file:
+            return None
+        try:
+            with self.listing.open(part.path) as source:
+                return reader.read(source, part.containers)
+        except SourceError as error:
+            self.errors[part.path] = error
+            return None
+
+    def need(self, role: Role) -> Need:
+        """Return what the first of the checkpoint's layouts that knows ``role`` says it is needed for."""
+        for name in self.checkpoint.layouts:
+            needs = by_name(name).needs
+            if role in needs:
+                return needs[role]
+        return Need()
+
+    def values(self, *roles: Role) -> Iterator[tuple[Part, Value]]:
+        """Yield the decoded tree of every part with one of ``roles`` that has one."""
+        for part in self.checkpoint.of(*roles):
+            content = self.content(part)
+            if content is not None and content.readable and content.value is not None:
+                yield part, content.value
+
+    def mapping(self, role: Role) -> Mapping[Any, Value] | None:
+        """Return the first part of a role as a mapping, None when it is absent or something else."""
+        for _, value in self.values(role):
+            return as_mapping(value)
+        return None
+
+    @cached_property
+    def state(self) -> Mapping[Any, Value] | None:
+        """``trainer_state.json``."""
+        return self.mapping(Role.TRAINER_STATE)
+
+    @cached_property
+    def config(self) -> Mapping[Any, Value] | None:
+        return self.mapping(Role.CONFIG)
+
+    @cached_property
+    def optimizer(self) -> Mapping[Any, Value] | None:
+        """A torch optimizer's ``state_dict``, from its own file or from inside a combined one."""
+        return self.mapping(Role.OPTIMIZER) or self._inside(plain.OPTIMIZER_KEYS, "param_groups")
+
+    @cached_property
+    def scheduler(self) -> Mapping[Any, Value] | None:
+        return self.mapping(Role.SCHEDULER) or self._inside(plain.SCHEDULER_KEYS, "_last_lr")
+
+    def _inside(self, keys: tuple[str, ...], wanted: str) -> Mapping[Any, Value] | None:
+        combined = self.mapping(Role.COMBINED) or {}
+        for key in keys:
+            inner = as_mapping(combined.get(key))
+            if inner is not None and wanted in inner:
+                return inner
+        return None
+
+    @cached_property
+    def training_args(self) -> Mapping[str, Value]:
+        """The fields of the pickled training arguments, empty when they are not there."""
+        for _, value in self.values(Role.TRAINING_ARGS):
+            if isinstance(value, Opaque) and isinstance(value.state, dict):
+                return {str(key): _plain(item) for key, item in value.state.items()}
+        return {}
+
+    @cached_property
+    def weight_parts(self) -> tuple[Part, ...]:
+        """The weights files that a loader takes: a single file outranks shards, safetensors outranks ``.bin``."""
+        parts = list(self.checkpoint.of(Role.WEIGHTS))
+        single = [part for part in parts if part.shard is None]
+        for group in (single, parts):
+            for ending in (".safetensors", ".bin"):
+                chosen = [part for part in group if part.path.endswith(ending)]
+                if chosen:
+                    return tuple(chosen)
+        return tuple(parts)
+
+    @cached_property
+    def weights(self) -> Mapping[str, TensorRef]:
+        """The model's tensors by name, over all shards; empty when there are none or none is readable."""
+        found: dict[str, TensorRef] = {}
+        for part in self.weight_parts:
+            content = self.content(part)
+            if content is not None:
+                found.update(content.tensors)
+        return found or self._combined_weights
+
+    @cached_property
+    def _combined_weights(self) -> Mapping[str, TensorRef]:
+        part = self.checkpoint.first(Role.COMBINED)
+        content = self.content(part) if part else None
+        if content is None:
+            return {}
+        for key in plain.WEIGHTS_KEYS:
+            inside = {
+                name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
+            }
+            if inside and as_mapping((as_mapping(content.value) or {}).get(key)) is not None:
+                return inside
+        return content.tensors if self.optimizer is None else {}
+
+    def adapters(self) -> dict[str, Mapping[str, TensorRef]]:
+        """Return the tensors of every readable adapter by the adapter's name, ``""`` for the one at the top."""
+        found: dict[str, Mapping[str, TensorRef]] = {}
+        for part in self.checkpoint.of(Role.ADAPTER):
+            content = self.content(part)
+            if content is not None and content.readable and part.adapter not in found:
+                found[part.adapter] = content.tensors
+        return found
+
+    @cached_property
+    def optimizer_tensors(self) -> Mapping[str, TensorRef]:
+        """The optimizer's tensors by key path (``state.0.exp_avg``)."""
+        for part in self.checkpoint.of(Role.OPTIMIZER):
+            content = self.content(part)
+            if content is not None:
+                return content.tensors
+        part = self.checkpoint.first(Role.COMBINED)
+        content = self.content(part) if part else None
+        for key in plain.OPTIMIZER_KEYS if content else ():
+            assert content is not None
+            inside = {
+                name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
+            }
+            if inside:
+                return inside
+        return {}
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every stored number that the layouts know of, 0-dim tensors read from their bytes."""
+        found: list[Slot] = []
+        for name in self.checkpoint.layouts:
+            for spec in by_name(name).slots:
+                for part, value in self.values(spec.role):
+                    places = list(lookup(value, spec.key))
+                    stride = max(1, -(-len(places) // MAX_SCALARS))
+                    found += (
+                        Slot(spec.quantity, part, key, self._number(part, place), spec.editable)
+                        for key, place in places[::stride]
+                    )
+        return tuple(found)
+
+    def numbers(self, quantity: str) -> list[float]:
+        """Return the numeric values stored for ``quantity``, in the order of the layout's table."""
+        return [
+            slot.value
+            for slot in self.slots
+            if slot.quantity == quantity and isinstance(slot.value, int | float) and not isinstance(slot.value, bool)
+        ]
+
+    def number(self, quantity: str) -> float | None:
+        return next(iter(self.numbers(quantity)), None)
+
+    def _number(self, part: Part, value: Value) -> Value:
+        if not isinstance(value, TensorRef):
+            from ckpt_tools.containers import torch_values
+
+            number = torch_values.numpy_scalar_value(value) if isinstance(value, Opaque) else None
+            return value if number is None else number
+        try:
+            return self.scalar(value)
+        except SourceError as error:
+            self.errors.setdefault(part.path, error)
+            return None
+
+    def scalar(self, ref: TensorRef) -> float | int | bool | None:
+        """Return the one element of ``ref``, None where it is no single number or its bytes are not there."""
+        if ref.numel != 1 or len(ref.chunks) != 1 or ref.dtype not in (*_SCALARS, "bfloat16"):
+            return None
+        chunk = ref.chunks[0]
+        source = self._opened(chunk.extent.path)
+        order = "<" if chunk.byteorder == "little" else ">"
+        data = source.read(chunk.extent.offset, chunk.extent.length)
+        if ref.dtype == "bfloat16":
+            data = b"\0\0" + data if order == "<" else data + b"\0\0"
+        form = f"{order}{_SCALARS.get(ref.dtype, 'f')}"
+        if len(data) != struct.calcsize(form):
+            return None
+        number: float | int | bool = struct.unpack(form, data)[0]
+        return number
+
+    def _opened(self, path: str) -> Any:
+        if getattr(self, "_open_path", None) != path:
+            self.close()
+            self._open_source = self.listing.open(path)
+            self._open_path = path
+        return self._open_source
+
+    def close(self) -> None:
+        """Close the file that scalars are read from."""
+        if getattr(self, "_open_path", None) is not None:
+            self._open_source.close()
+            self._open_path = None
+
+    def release(self) -> None:
+        """Forget everything big that was decoded; JSON files, the step and errors stay."""
+        self.close()
+        _ = self.step, self.state, self.training_args
+        for name in ("optimizer", "scheduler", "weights", "_combined_weights", "optimizer_tensors", "slots"):
+            self.__dict__.pop(name, None)
+        kept = {path for path, content in self._contents.items() if content and content.container == "json"}
+        self._contents = {path: content for path, content in self._contents.items() if path in kept}
+
+    @cached_property
+    def step(self) -> int | None:
+        """The step that the checkpoint itself states, its directory's number when it states none."""
+        stated = self.number("step")
+        return int(stated) if stated is not None and stated == stated else self.checkpoint.step
+
+    @cached_property
+    def elsewhere(self) -> str | None:
+        """The framework whose own directories hold weights or optimizer here, None when there is none."""
+        for framework, expression in _ELSEWHERE:
+            if any(expression.match(path) for path in self.listing.files):
+                return framework
+        return None
+
+    @cached_property
+    def unwritten(self) -> frozenset[Role]:
+        """The roles that a save did not come to: those after the last one present, by the layout's order of writing.
+
+        Empty when the part that is written last is there.
+        """
+        layout = by_name(self.checkpoint.layout)
+        present = [place for place, role in enumerate(layout.order) if self.checkpoint.has(role)]
+        rest = frozenset(layout.order[max(present, default=-1) + 1 :])
+        return rest if layout.commit in rest else frozenset()
+
+
+def _plain(value: Value) -> Value:
+    """Return an enumeration member of the arguments as the text or number it stands for."""
+    if isinstance(value, Opaque) and len(value.args) == 1 and isinstance(value.args[0], str | int):
+        return value.args[0]
+    return value

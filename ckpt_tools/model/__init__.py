@@ -1,0 +1,1 @@
+"""What a checkpoint is: plain data with no I/O and no third-party import."""

@@ -1,0 +1,1 @@
+"""The verbs: orchestration of layouts, rules and reports, and nothing else."""

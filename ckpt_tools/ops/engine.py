@@ -1,0 +1,153 @@
+"""Runs the catalogue over one checkpoint and draws the verdicts from what it found."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Checkpoint, Run
+from ckpt_tools.model.findings import HARMLESS, Finding, Impact, Purpose, Severity, Skipped, Verdict
+from ckpt_tools.rules import CATALOGUE
+from ckpt_tools.rules.base import Context, Hit, Rule, Settings
+
+NOT_READ = "tensor bytes were not read (structure only)"
+ELSEWHERE = "the {} files inside are not read by this version"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which codes are reported: ``select`` empty means all; both take codes or prefixes of codes."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def wants(self, rule: Rule) -> bool:
+        """Return whether the rule's findings are reported; FATAL ones always are."""
+        if rule.severity is Severity.FATAL:
+            return True
+        if self.select and not rule.code.startswith(self.select):
+            return False
+        return not (self.ignore and rule.code.startswith(self.ignore))
+
+
+def check(
+    run: Run, checkpoint: Checkpoint, view: View, settings: Settings, selection: Selection = Selection()
+) -> list[Finding]:
+    """Return everything that the rules about checkpoints and their parts find, in the order of codes."""
+    context = Context(run, settings, view)
+    findings: list[Finding] = []
+    for rule in CATALOGUE:
+        if rule.subject is not Run and selection.wants(rule):
+            findings += _apply(rule, checkpoint, context)
+    findings += _crashes(context, checkpoint)
+    return _settle(findings)
+
+
+def check_run(
+    run: Run, views: Mapping[str, View], settings: Settings, selection: Selection = Selection()
+) -> list[Finding]:
+    """Return what the rules about whole runs find."""
+    first = next(iter(views.values()), None)
+    if first is None:
+        return []
+    context = Context(run, settings, first, views)
+    findings: list[Finding] = []
+    for rule in CATALOGUE:
+        if rule.subject is Run and selection.wants(rule):
+            findings += [_finding(rule, hit, ".") for hit in _guarded(rule, run, context)]
+    return findings + [_finding(rule, hit, ".") for rule, hit in _crash_hits(context)]
+
+
+def _apply(rule: Rule, checkpoint: Checkpoint, context: Context) -> Iterator[Finding]:
+    subjects: Iterable[object] = (checkpoint,) if rule.subject is Checkpoint else _opened(checkpoint)
+    for subject in subjects:
+        for hit in _guarded(rule, subject, context):
+            yield _finding(rule, hit, checkpoint.path)
+
+
+def _opened(checkpoint: Checkpoint) -> Iterator[object]:
+    """Yield the parts whose bytes mean something to this tool."""
+    return (part for part in checkpoint.parts if part.containers or part.role.value == "combined")
+
+
+def _guarded(rule: Rule, subject: object, context: Context) -> list[Hit]:
+    """Run one rule; a crash of ours becomes a finding and the other rules go on."""
+    try:
+        return list(rule.check(subject, context))
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        place = getattr(subject, "path", "")
+        text = f"rule {rule.code} ({rule.name}) failed: {type(error).__name__}: {error}"
+        context.state.setdefault("crashes", []).append(Hit(text, "" if place == "." else place))
+        return []
+
+
+def _crash_hits(context: Context) -> Iterator[tuple[Rule, Hit]]:
+    (rule,) = (rule for rule in CATALOGUE if rule.name == "rule-crashed")
+    return ((rule, hit) for hit in context.state.get("crashes", ()))
+
+
+def _crashes(context: Context, checkpoint: Checkpoint) -> list[Finding]:
+    return [_finding(rule, replace(hit, path=""), checkpoint.path) for rule, hit in _crash_hits(context)]
+
+
+def _finding(rule: Rule, hit: Hit, base: str) -> Finding:
+    path = posixpath.normpath(posixpath.join(base, hit.path)) if hit.path else base
+    impact = hit.impact if hit.impact is not None else rule.impact
+    return Finding(
+        rule.code,
+        rule.name,
+        hit.severity or rule.severity,
+        hit.message,
+        path,
+        hit.at,
+        hit.detail,
+        hit.related,
+        hit.help,
+        hit.fix,
+        impact or HARMLESS,
+    )
+
+
+def _settle(findings: list[Finding]) -> list[Finding]:
+    """While a save is in progress, what is missing or unfinished is no fault: only the save itself is told."""
+    saving = next((finding for finding in findings if finding.impact.resume is Verdict.IN_PROGRESS), None)
+    if saving is None:
+        return findings
+    kept = []
+    for finding in findings:
+        if finding is saving or finding.severity is Severity.FATAL:
+            kept.append(finding)
+        elif finding.code.startswith("CK1"):
+            continue
+        else:
+            kept.append(replace(finding, severity=Severity.NOTE, impact=HARMLESS))
+    return kept
+
+
+def verdicts(findings: Iterable[Finding]) -> tuple[dict[Purpose, Verdict], dict[Purpose, tuple[str, ...]]]:
+    """Return the verdict for each purpose and the codes that are its reasons, worst first."""
+    found = list(findings)
+    saving = any(finding.impact.resume is Verdict.IN_PROGRESS for finding in found)
+    decided: dict[Purpose, Verdict] = {}
+    reasons: dict[Purpose, tuple[str, ...]] = {}
+    for purpose in Purpose:
+        hurting = [finding for finding in found if finding.impact.on(purpose) is not Verdict.READY]
+        worst = max((finding.impact.on(purpose) for finding in hurting), key=lambda v: v.rank, default=Verdict.READY)
+        decided[purpose] = Verdict.IN_PROGRESS if saving else worst
+        hurting.sort(key=lambda finding: (-finding.impact.on(purpose).rank, -finding.severity, finding.code))
+        reasons[purpose] = tuple(dict.fromkeys(finding.code for finding in hurting))
+    return decided, reasons
+
+
+def skipped(view: View) -> tuple[Skipped, ...]:
+    """Return what no rule looked at in this checkpoint, with the reason."""
+    left_out = [Skipped("CK4", NOT_READ)]
+    if view.elsewhere:
+        left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
+    return tuple(left_out)
+
+

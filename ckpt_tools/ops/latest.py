@@ -1,0 +1,119 @@
+"""``ckpt latest``: which one can I resume from?"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ckpt_tools._version import __version__
+from ckpt_tools.core.errors import NothingFoundError
+from ckpt_tools.core.progress import SILENT, Progress
+from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Checkpoint, Run
+from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
+from ckpt_tools.ops import engine
+from ckpt_tools.reports.latest import LatestReport, Passed
+from ckpt_tools.rules.base import Settings
+
+
+def latest(
+    path: str,
+    *,
+    purpose: Purpose = Purpose.RESUME,
+    load: bool = False,
+    allow_degraded: bool = False,
+    world_size: int | None = None,
+    settle: float = 60.0,
+    now_ns: int | None = None,
+    progress: Progress = SILENT,
+) -> LatestReport:
+    """Return the newest checkpoint of a run that is good for ``purpose``, by number and never by time.
+
+    Checkpoints are opened from the highest step down, and none older than the one returned is opened.
+
+    Args:
+        path: a run, or a single checkpoint.
+        purpose: what it is wanted for.
+        load: also load every file with its own library.
+        allow_degraded: take one that loads although optimizer, scheduler or weights would start afresh.
+        world_size: the number of ranks that a resume is planned for.
+        settle: see ``verify``.
+        now_ns: the clock, for tests.
+        progress: where progress is announced.
+
+    Raises:
+        NothingFoundError: no such path, or no checkpoint there.
+    """
+    run = open_run(path)
+    now = time.time_ns() if now_ns is None else now_ns
+    settings = Settings(now, int(settle * 1e9), world_size=world_size)
+    passed: list[Passed] = []
+    unreadable: list[str] = []
+    found: Checkpoint | None = None
+    candidates = _candidates(run, purpose)
+    if not candidates:
+        raise NothingFoundError(f"{run.root}: no checkpoint found")
+    with progress.task("checking", len(candidates), "checkpoint") as task:
+        for checkpoint in candidates:
+            view = View(checkpoint)
+            findings = engine.check(run, checkpoint, view, settings)
+            if load:
+                from ckpt_tools.ops import load as loading
+
+                findings += loading.findings(checkpoint, view, engine.Selection())[0]
+            unreadable += [f"{checkpoint.path}/{name}" for name in view.errors]
+            task.advance(1)
+            verdict, reasons = _judge(findings, purpose)
+            if not reasons or (allow_degraded and verdict is Verdict.DEGRADED):
+                found = checkpoint
+                break
+            passed.append(Passed(_typed(run, checkpoint), verdict, tuple(reasons)))
+    return LatestReport(
+        __version__,
+        run.root,
+        purpose,
+        _typed(run, found) if found else None,
+        found.step if found else None,
+        tuple(passed),
+        tuple(_notes(run)),
+        tuple(unreadable),
+    )
+
+
+def _candidates(run: Run, purpose: Purpose) -> list[Checkpoint]:
+    """Return the checkpoints from the newest down; the export of a finished run counts for inference alone."""
+    exports = [checkpoint for checkpoint in run.checkpoints if checkpoint.path == "." and not run.single]
+    numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint not in exports]
+    ordered = sorted(numbered, key=lambda checkpoint: (checkpoint.step is not None, checkpoint.step or 0), reverse=True)
+    return [*exports, *ordered] if purpose is Purpose.INFERENCE else ordered
+
+
+def _judge(findings: list[Finding], purpose: Purpose) -> tuple[Verdict, list[Finding]]:
+    """Return the verdict, and the findings that forbid it; a loss of reproducibility alone forbids nothing."""
+    decided, _ = engine.verdicts(findings)
+    verdict = decided[purpose]
+    hurting = [finding for finding in findings if finding.impact.on(purpose) is not Verdict.READY]
+    forbidding = [
+        finding
+        for finding in hurting
+        if finding.impact.on(purpose) is not Verdict.DEGRADED or finding.severity >= Severity.ERROR
+    ]
+    forbidding.sort(key=lambda finding: (-finding.impact.on(purpose).rank, -finding.severity, finding.code))
+    return verdict, forbidding
+
+
+def _typed(run: Run, checkpoint: Checkpoint) -> str:
+    """Return the path of a checkpoint as the user would type it."""
+    return run.root if checkpoint.path == "." else os.path.join(run.root, checkpoint.path)
+
+
+def _notes(run: Run) -> list[str]:
+    return [f"ignored {stray.path}: {_WHY[stray.why]}" for stray in run.strays]
+
+
+_WHY = {
+    "staging": "a staging directory of a save that did not end",
+    "not-a-directory": "a file, not a directory",
+    "name": "its name is not checkpoint-N, so that no trainer finds it",
+}

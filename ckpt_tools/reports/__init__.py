@@ -1,0 +1,1 @@
+"""Reports: what a command found out, as data that any format can render."""

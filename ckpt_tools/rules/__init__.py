@@ -1,0 +1,19 @@
+"""The catalogue of rules, in the order of their codes."""
+
+from __future__ import annotations
+
+from ckpt_tools.rules import bytes, own, safetensors, texts, torch_files
+from ckpt_tools.rules.base import Rule
+
+CATALOGUE: tuple[Rule, ...] = tuple(
+    sorted(
+        (*own.RULES, *bytes.RULES, *safetensors.RULES, *torch_files.RULES, *texts.RULES),
+        key=lambda rule: rule.code,
+    )
+)
+
+
+def by_code(code: str) -> Rule | None:
+    """Return the rule with a code (``CK203``) or name (``file-cut-short``), None when there is none."""
+    wanted = code.strip().lower()
+    return next((rule for rule in CATALOGUE if wanted in (rule.code.lower(), rule.name)), None)

@@ -1,0 +1,126 @@
+"""What a rule is, what it may look at, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt_tools.containers.base import Content
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Part, Run
+from ckpt_tools.model.findings import HARMLESS, Fix, Impact, Severity, Spot
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the caller asked for; ``now_ns`` is the clock, ``settle_ns`` how long a quiet file must have been quiet."""
+
+    now_ns: int
+    settle_ns: int = 60 * 10**9
+    allow_in_progress: bool = False
+    world_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What a rule yields: a finding without the rule's own facts.
+
+    ``path`` is relative to the checkpoint (to the run for a rule about runs), ``""`` for the directory itself.
+    ``severity`` and ``impact`` replace the rule's where they are set.
+    """
+
+    message: str
+    path: str = ""
+    at: Spot = Spot()
+    detail: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
+    help: str | None = None
+    fix: Fix | None = None
+    severity: Severity | None = None
+    impact: Impact | None = None
+
+
+@dataclass
+class Context:
+    """What a rule may look at besides its subject.
+
+    ``view`` is the checkpoint at hand.  ``views`` are those of the whole run by checkpoint path; only rules about
+    runs read them.
+    """
+
+    run: Run
+    settings: Settings
+    view: View
+    views: Mapping[str, View] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def content(self, part: Part) -> Content | None:
+        return self.view.content(part)
+
+    def damaged(self, part: Part) -> Impact:
+        """Return what it means that ``part`` is damaged; nothing when loaders never take this file."""
+        return self.view.need(part.role).damaged
+
+
+Check = Callable[[Any, Context], Iterable[Hit]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the catalogue.
+
+    ``subject`` is the type it looks at and thereby how often it runs: ``Run``, ``Checkpoint`` or ``Part``.  Its
+    docstring (``page``) is the text of the docs and of ``ckpt explain``.  ``impact`` None means: what
+    damage to the part's role means in its layout.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    subject: type
+    check: Check
+    impact: Impact | None
+    depth: str
+
+    @property
+    def page(self) -> str:
+        return self.check.__doc__ or ""
+
+
+def rule(
+    code: str,
+    name: str,
+    severity: Severity,
+    subject: type,
+    *,
+    impact: Impact | None = HARMLESS,
+    depth: str = "structure",
+) -> Callable[[Check], Rule]:
+    """Make a rule of a function ``(subject, context) -> iterator of Hit``."""
+
+    def made(check: Check) -> Rule:
+        return Rule(code, name, severity, subject, check, impact, depth)
+
+    return made
+
+
+def relay(part: Part, context: Context, kind: str, *, harmless: bool = False) -> Iterator[Hit]:
+    """Yield a hit for every problem called ``kind`` that the container of ``part`` states.
+
+    Damage to a file that no purpose needs is a warning; ``harmless`` problems do not hurt whatever the file is.
+    """
+    content = context.content(part)
+    impact = HARMLESS if harmless else context.damaged(part)
+    lowered = Severity.WARNING if impact.harmless and not harmless else None
+    for problem in content.problems if content else ():
+        if problem.kind == kind:
+            yield Hit(
+                problem.message,
+                part.path,
+                problem.at,
+                problem.detail,
+                help=problem.help,
+                severity=lowered,
+                impact=impact,
+            )

@@ -1,0 +1,65 @@
+"""The documents say what the package is, and nothing that it is not."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from ckpt_tools.cli.app import COMMANDS, ckpt
+from tests.architecture.package import REPOSITORY, folders
+
+DRAWING = REPOSITORY / "docs" / "architecture.md"
+
+
+def names_in(row: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", row))
+
+
+def layers() -> list[frozenset[str]]:
+    """The rows of the import-linter contract, from the top down."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    return [names_in(row) for row in contract["layers"]]
+
+
+def test_every_package_has_its_layer() -> None:
+    assert frozenset().union(*layers()) == folders()
+
+
+def test_the_drawing_is_the_contract() -> None:
+    (line,) = (line for line in DRAWING.read_text(encoding="utf-8").splitlines() if line.count("─▶") > 2)
+    assert [names_in(row) for row in line.split("─▶")] == layers()
+
+
+def test_the_tree_shows_every_package() -> None:
+    tree = re.findall(r"^[├└]── (\w+)/", DRAWING.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(tree) == sorted(folders())
+
+
+def test_every_command_has_its_page_and_every_page_its_command() -> None:
+    pages = {path.stem for path in (REPOSITORY / "docs" / "commands").glob("*.md")} - {"index", "README"}
+    assert pages == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_on_the_page_of_its_command(name: str) -> None:
+    import click
+
+    command = ckpt.get_command(click.Context(ckpt), name)
+    assert command is not None
+    page = (REPOSITORY / "docs" / "commands" / f"{name}.md").read_text(encoding="utf-8")
+    long = [max(p.opts, key=len) for p in command.params if isinstance(p, click.Option)]
+    assert [option for option in long if f"`{option}" not in page] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    import click
+
+    command = ckpt.get_command(click.Context(ckpt), name)
+    assert command is not None
+    assert command.help
+    assert "Exit codes" in command.help
+    assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
