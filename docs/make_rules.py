@@ -25,8 +25,8 @@ def page() -> str:
         "# The rule catalogue",
         "",
         "Made from the rules' docstrings by `python docs/make_rules.py`; `ckpt explain CODE` prints the same text.",
-        "Codes are never reused. The severity is the usual one: a finding is a warning where the damaged file is one that",
-        "no purpose needs.",
+        "Codes are never reused. The severity is the usual one: a finding is a warning where the damaged file",
+        "is one that no purpose needs.",
     ]
     for prefix, title in FAMILIES.items():
         rules = [rule for rule in CATALOGUE if rule.code.startswith(prefix)]

@@ -1,25 +1,30 @@
-"""The one run of opcodes that torch writes once per tensor, recognised whole.
+"""The run of opcodes that torch writes once per tensor, recognised whole.
 
-A short cut and nothing else: ``tensor_at`` does to the memo and the stack what the same opcodes do one by one,
-four times as fast, or says that the bytes are something else.
+A short cut and nothing else: the stack, and every value that can be fetched from the memo later, are the same as
+after the same opcodes one by one.  What the run stores in the memo is made when it is fetched, which is all but
+never.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
 from ckpt_tools.model.values import Opaque, Value
 
+View = Callable[[Opaque, str, str, int, int, tuple[int, ...], tuple[int, ...]], Value]
+"""``(storage class, key, location, elements, offset, shape, strides)`` to a tensor, None where it is none."""
+
 _GET = rb"(h.|j.{4})"
 _PUT = rb"(q.|r.{4})"
 _NUMBER = rb"(?:K.|M..|J.{4})"
-_SIZES = rb"(?:\)()|((?:" + _NUMBER + rb"){1,3}[\x85-\x87])" + _PUT + rb")"
+_SIZES = rb"(?:\)|((?:" + _NUMBER + rb"){1,3}[\x85-\x87]|\((?:" + _NUMBER + rb"){4,8}t)" + _PUT + rb")"
 
-# ( ( 'storage' class key location numel TUPLE BINPERSID offset size stride requires_grad OrderedDict () REDUCE TUPLE
-# REDUCE, with the memo's PUTs between; the first two MARKs may be the same bytes as of any other nested tuple.
+# MARK MARK 'storage' class key location numel TUPLE BINPERSID offset shape strides requires_grad OrderedDict () REDUCE
+# TUPLE REDUCE, with the memo's PUTs between them.
 _TENSOR = re.compile(
     rb"\(\(" + _GET + _GET + rb"X(.)\x00\x00\x00([0-9]{1,19})" + _PUT + _GET
     + rb"(" + _NUMBER + rb")t" + _PUT + rb"Q(" + _NUMBER + rb")" + _SIZES + _SIZES
@@ -29,6 +34,8 @@ _TENSOR = re.compile(
 _NUMBERS = re.compile(_NUMBER, re.DOTALL)
 _U4 = Struct("<I").unpack_from
 _I4 = Struct("<i").unpack_from
+_PUTS = tuple(Struct("<" + "BI" * count).pack for count in (4, 5, 6))
+_TARGET = "torch._utils._rebuild_tensor_v2"
 MAX_CACHED = 4096
 
 
@@ -39,67 +46,104 @@ def _number(raw: bytes) -> int:
     return raw[1] if raw[0] == 0x4B else raw[1] | raw[2] << 8
 
 
-class Tensors:
-    """Recognises tensors in one pickle; ``sizes`` caches the few shapes that a file has."""
+class Memo(dict[int, Any]):
+    """The memo of one pickle, which knows the tensors that were recognised whole."""
 
-    def __init__(self, data: bytes, memo: dict[int, Any]) -> None:
+    def __init__(self, data: bytes, persistent: Callable[[Value], Value] | None, view: View | None) -> None:
+        super().__init__()
+        self.active = view is not None and persistent is not None
         self._match = _TENSOR.match
         self._data = data
-        self._memo = memo
-        self._sizes: dict[bytes, tuple[int, ...]] = {}
+        self._persistent = persistent
+        self._view = view
+        self._sizes: dict[bytes | None, tuple[int, ...]] = {None: ()}
+        self._firsts: list[int] = []
+        self._runs: list[tuple[int, int, Value, Value, Value]] = []
+        self._free = 0
 
-    def at(
-        self,
-        position: int,
-        target: Value,
-        persistent: Callable[[Value], Value],
-        rebuild: Callable[[Opaque], Value],
-    ) -> tuple[int, Value] | None:
-        """Return ``(position behind it, tensor)`` for the call of ``target`` whose arguments begin here."""
+    def tensor(self, position: int, target: Value) -> tuple[int, Value] | None:
+        """Return ``(position behind it, tensor)`` for the call of ``target`` whose arguments begin here, None where
+        they have to be read one by one."""
         match = self._match(self._data, position)
-        if match is None or type(target) is not Opaque or target.called:
+        if match is None or type(target) is not Opaque or target.qualname != _TARGET or target.called:
             return None
-        memo = self._memo
         (
-            word, kind, length, key, put_key, where, numel, put_id, offset, no_size, size, put_size,
-            no_stride, stride, put_stride, grad, ordered, put_hooks, put_args, put_made,
+            get_word, get_kind, length, key, put_key, get_where, numel, put_id, offset, size, put_size,
+            stride, put_stride, _, get_hooks, put_hooks, put_args, put_made,
         ) = match.groups()  # fmt: skip
-        if length[0] != len(key):
+        if length[0] != len(key) or len(put_key) != 5:
+            return None
+        first = _U4(put_key, 1)[0]
+        rest = (put_id, put_size, put_stride, put_hooks, put_args, put_made)
+        puts = [put for put in rest if put is not None]
+        count = len(puts)
+        numbers = [part for number in range(first + 1, first + count + 1) for part in (0x72, number)]
+        if first < self._free or b"".join(puts) != _PUTS[count - 4](*numbers):
             return None
         try:
-            hooks = memo[ordered[1] if len(ordered) == 2 else _U4(ordered, 1)[0]]
-            storage_id = (
-                memo[word[1] if len(word) == 2 else _U4(word, 1)[0]],
-                memo[kind[1] if len(kind) == 2 else _U4(kind, 1)[0]],
-                key.decode(),
-                memo[where[1] if len(where) == 2 else _U4(where, 1)[0]],
-                numel[1] if len(numel) == 2 else _number(numel),
-            )
+            kind = self[get_kind[1] if len(get_kind) == 2 else _U4(get_kind, 1)[0]]
+            where = self[get_where[1] if len(get_where) == 2 else _U4(get_where, 1)[0]]
+            word = self[get_word[1] if len(get_word) == 2 else _U4(get_word, 1)[0]]
+            hooks = self[get_hooks[1] if len(get_hooks) == 2 else _U4(get_hooks, 1)[0]]
         except KeyError:
             return None
-        if type(hooks) is not Opaque or hooks.called or hooks.qualname != "collections.OrderedDict":
+        if word != "storage" or type(kind) is not Opaque or type(where) is not str:
             return None
-        sizes = strides = ()
-        memo[put_key[1] if len(put_key) == 2 else _U4(put_key, 1)[0]] = storage_id[2]
-        memo[put_id[1] if len(put_id) == 2 else _U4(put_id, 1)[0]] = storage_id
-        storage = persistent(storage_id)
-        if no_size is None:
-            sizes = memo[put_size[1] if len(put_size) == 2 else _U4(put_size, 1)[0]] = self._tuple(size)
-        if no_stride is None:
-            strides = memo[put_stride[1] if len(put_stride) == 2 else _U4(put_stride, 1)[0]] = self._tuple(stride)
-        none: dict[Any, Any] = {}
-        memo[put_hooks[1] if len(put_hooks) == 2 else _U4(put_hooks, 1)[0]] = none
+        if type(hooks) is not Opaque or hooks.qualname != "collections.OrderedDict" or hooks.called:
+            return None
+        shape = self._sizes.get(size) or self._tuple(size)
+        strides = self._sizes.get(stride) or self._tuple(stride)
+        elements = numel[1] if len(numel) == 2 else _number(numel)
         start = offset[1] if len(offset) == 2 else _number(offset)
-        args = (storage, start, sizes, strides, grad == b"\x88", none)
-        memo[put_args[1] if len(put_args) == 2 else _U4(put_args, 1)[0]] = args
-        made = rebuild(Opaque(target.qualname, args, None, [], True))
-        memo[put_made[1] if len(put_made) == 2 else _U4(put_made, 1)[0]] = made
+        assert self._view is not None
+        made = self._view(kind, key.decode(), where, elements, start, shape, strides)
+        if made is None:
+            return None
+        last = first + count
+        for number in range(first, last):
+            if number in self:
+                return None
+        self._firsts.append(first)
+        self._runs.append((last, position, word, kind, where))
+        self._free = last + 1
+        self[last] = made
         return match.end(), made
 
-    def _tuple(self, raw: bytes) -> tuple[int, ...]:
-        known = self._sizes.get(raw)
-        if known is None:
-            known = tuple(_number(piece) for piece in _NUMBERS.findall(raw[:-1]))
-            if len(self._sizes) < MAX_CACHED:
-                self._sizes[raw] = known
-        return known
+    def _tuple(self, raw: bytes | None) -> tuple[int, ...]:
+        if raw is None:
+            return ()
+        numbers = tuple(_number(piece) for piece in _NUMBERS.findall(raw[:-1]))
+        if len(self._sizes) < MAX_CACHED:
+            self._sizes[raw] = numbers
+        return numbers
+
+    def __missing__(self, index: int) -> Value:
+        at = bisect_right(self._firsts, index) - 1
+        if at < 0 or index >= self._runs[at][0]:
+            raise KeyError(index)
+        self._recall(at)
+        return dict.__getitem__(self, index)
+
+    def complete(self) -> None:
+        """Make everything that was left out."""
+        for at in range(len(self._runs)):
+            self._recall(at)
+        self._firsts.clear()
+        self._runs.clear()
+
+    def _recall(self, at: int) -> None:
+        """Store what the opcodes of one tensor store, but for what was stored over it since."""
+        _, position, word, kind, where = self._runs[at]
+        match = self._match(self._data, position)
+        assert match is not None
+        assert self._persistent is not None
+        _, _, _, key, _, _, numel, _, offset, size, _, stride, _, grad, *_ = match.groups()
+        text = key.decode()
+        storage_id = (word, kind, text, where, _number(numel))
+        shape, strides = self._tuple(size), self._tuple(stride)
+        hooks: dict[Any, Any] = {}
+        args = (self._persistent(storage_id), _number(offset), shape, strides, grad == b"\x88", hooks)
+        stored: list[Value] = [text, storage_id]
+        stored += [numbers for raw, numbers in ((size, shape), (stride, strides)) if raw is not None]
+        for number, value in enumerate((*stored, hooks, args), self._firsts[at]):
+            self.setdefault(number, value)

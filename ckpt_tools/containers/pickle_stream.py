@@ -20,6 +20,7 @@ from threading import Lock
 from typing import Any
 
 from ckpt_tools.containers.base import FormatError
+from ckpt_tools.containers.pickle_scan import View
 from ckpt_tools.containers.pickle_walk import Broken, Refused, Walk
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.findings import Problem, Spot
@@ -80,18 +81,20 @@ def read(
     start: int = 0,
     persistent: Callable[[Value], Value] | None = None,
     rebuild: Callable[[Opaque], Value] | None = None,
+    view: View | None = None,
 ) -> PickleResult:
     """Decode the pickle that begins at ``start`` of ``data``.
 
     ``persistent`` turns a persistent id into a value, ``rebuild`` an object that was just called (``args`` are
-    set, ``state`` and ``items`` are not yet) into another value.  Both must return at once and raise nothing.
+    set, ``state`` and ``items`` are not yet) into another value.  ``view`` is optional and for speed: it gives, for plain tensors,
+    what the other two would give.  All must return at once and raise nothing.
 
     Raises:
         FormatError: kind ``pickle-damaged`` (a ``CutError`` where the bytes end too early), or kind
             ``resource-bomb`` where decoding would cost far more than the bytes can be worth.
     """
     raw = data if isinstance(data, bytes) else bytes(data)
-    walk = Walk(raw, start, persistent, rebuild, _PLAIN)
+    walk = Walk(raw, start, persistent, rebuild, view, _PLAIN)
     try:
         with no_collection():
             value = settle(walk.run(), walk.odd, len(raw))
@@ -113,6 +116,7 @@ def read_growing(
     start: int,
     persistent: Callable[[Value], Value] | None = None,
     rebuild: Callable[[Opaque], Value] | None = None,
+    view: View | None = None,
 ) -> tuple[int, PickleResult]:
     """Decode the pickle at ``start`` of ``source``, whose end is not known: ``(bytes it takes, result)``.
 
@@ -123,7 +127,7 @@ def read_growing(
     while True:
         data = source.read(start, length)
         try:
-            result = read(data, persistent=persistent, rebuild=rebuild)
+            result = read(data, persistent=persistent, rebuild=rebuild, view=view)
         except CutError:
             if start + length >= source.size:
                 raise

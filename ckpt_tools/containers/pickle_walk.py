@@ -7,11 +7,11 @@ would put objects.  Every opcode costs at most what its own bytes, or a copy tha
 from __future__ import annotations
 
 from codecs import escape_decode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Any
 
-from ckpt_tools.containers.pickle_scan import Tensors
+from ckpt_tools.containers.pickle_scan import Memo, View
 from ckpt_tools.model.values import Opaque, Pairs, Value
 
 MAX_PROTOCOL = 5
@@ -58,7 +58,8 @@ class Walk:
         start: int,
         persistent: Callable[[Value], Value] | None,
         rebuild: Callable[[Opaque], Value] | None,
-        plain: dict[str, Callable[[Walk, Opaque], Value]],
+        view: View | None,
+        plain: Mapping[str, Callable[[Walk, Opaque], Value]],
     ) -> None:
         self.data = data
         self.position = start
@@ -72,7 +73,7 @@ class Walk:
         self._plain = plain
         self._stack: list[Any] = []
         self._under: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
+        self._memo = Memo(data, persistent, view)
         self._tuple_keys = 4096
 
     def run(self) -> Value:
@@ -97,9 +98,7 @@ class Walk:
         stack: list[Any] = []
         under = self._under
         budget = self.budget
-        tensors = None
-        if self._persistent is not None and self._rebuild is not None:
-            tensors, callbacks = Tensors(data, memo), (self._persistent, self._rebuild)
+        whole = memo.active
         while True:
             self.position = position
             op = data[position]
@@ -124,8 +123,8 @@ class Walk:
                 arguments = stack.pop()
                 stack[-1] = self._call(stack[-1], arguments)
             elif op == 0x28:  # MARK
-                if tensors is not None and stack and data[position] == 0x28:
-                    tensor = tensors.at(position - 1, stack[-1], *callbacks)
+                if whole and stack and data[position] == 0x28:
+                    tensor = memo.tensor(position - 1, stack[-1])
                     if tensor is not None:
                         position, stack[-1] = tensor
                         budget -= 7
@@ -160,6 +159,8 @@ class Walk:
                 memo[data[position]] = stack[-1]
                 position += 1
             elif op == 0x94:  # MEMOIZE
+                if whole:
+                    memo.complete()
                 memo[len(memo)] = stack[-1]
             elif op == 0x8C:  # SHORT_BINUNICODE
                 end = position + 1 + data[position]

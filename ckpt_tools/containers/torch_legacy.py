@@ -83,7 +83,7 @@ class _Reader:
         name = _NAMES[number]
         try:
             length, result = pickle_stream.read_growing(
-                self.source, position, self.values.persistent, self.values.rebuild
+                self.source, position, self.values.persistent, self.values.rebuild, self.values.view
             )
         except FormatError as error:
             at = Spot(record=name, offset=self.source.base + position + (error.problem.at.offset or 0))

@@ -124,6 +124,22 @@ class TorchValues:
         result = build(self, made.args)
         return made if result is None else result
 
+    def view(
+        self,
+        kind: Opaque,
+        key: str,
+        location: str,
+        numel: int,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+    ) -> TensorRef | None:
+        """Return a plain tensor, as ``persistent`` and ``rebuild`` together would."""
+        storage: Value = self.storages.get(key)
+        if storage is None or storage.numel != numel or storage.location != location:
+            storage = self.persistent(("storage", kind, key, location, numel))
+        return self.tensor(storage, offset, shape, strides)
+
     def tensor(
         self, storage: Value, offset: Value, shape: Value, strides: Value, dtype: str | None = None, kind: str = ""
     ) -> TensorRef | None:

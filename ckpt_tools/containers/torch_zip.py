@@ -259,7 +259,7 @@ class _Reader:
         intact = zlib.crc32(data) == entry.crc32 if entry.crc32 else None
         self.facts["pickle_crc_ok"] = intact
         try:
-            result = pickle_stream.read(data, persistent=values.persistent, rebuild=values.rebuild)
+            result = pickle_stream.read(data, persistent=values.persistent, rebuild=values.rebuild, view=values.view)
         except FormatError as error:
             detail = error.problem.detail
             if intact is False:
@@ -334,7 +334,7 @@ def _cut(source: Source, problem: Problem) -> Content:
         if name.endswith("/data.pkl"):
             facts["root"] = name.removesuffix("/data.pkl")
             try:
-                length, result = pickle_stream.read_growing(source, start, values.persistent, values.rebuild)
+                length, result = pickle_stream.read_growing(source, start, values.persistent, values.rebuild, values.view)
             except FormatError as error:
                 inside = isinstance(error, pickle_stream.CutError)
                 lines.append("it ends inside the pickle, which comes first" if inside else "the pickle is damaged as well")

@@ -36,9 +36,7 @@ LAYOUT = Layout(
         PartPattern("scaler.pt", Role.SCALER, TORCH),
         *MODEL_FILES,
     ),
-    slots=(
-        *TORCH_STATE_SLOTS,
-    ),
+    slots=(*TORCH_STATE_SLOTS,),
     needs={
         Role.WEIGHTS: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL),
         Role.INDEX: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.model.checkpoint import Role
@@ -26,7 +26,7 @@ JSON = ("json",)
 TEXT = ("text",)
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_name(pattern: str) -> re.Pattern[str]:
     """Compile a name pattern: ``{rank}``, ``{step}``, ``{shard}`` ... are numbers, ``*`` is anything but ``/``."""
     pieces = re.split(r"(\{\w+\}|\*)", pattern)
@@ -103,6 +103,13 @@ class Layout:
         if any(compile_name(marker).match(path) for marker in self.markers for path in listing.files):
             return True
         return self.probe is not None and self.probe(listing)
+
+    def usual(self, role: Role) -> str:
+        """Return the name that a file with ``role`` mostly has; KeyError where the layout has none."""
+        for pattern in self.parts:
+            if pattern.role is role:
+                return re.sub(r"\{\w+\}", "0", pattern.name)
+        raise KeyError(role)
 
     def need(self, role: Role) -> Need:
         return self.needs.get(role, NO_NEED)

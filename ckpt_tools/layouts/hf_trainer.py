@@ -7,7 +7,18 @@ Names, write order and what a resume reads: transformers ``trainer.py`` (``_save
 from __future__ import annotations
 
 from ckpt_tools.core.listing import Listing
-from ckpt_tools.layouts.base import JSON, MODEL_FILES, SAFETENSORS, TEXT, TORCH, TORCH_STATE_SLOTS, Layout, Need, PartPattern, SlotSpec
+from ckpt_tools.layouts.base import (
+    JSON,
+    MODEL_FILES,
+    SAFETENSORS,
+    TEXT,
+    TORCH,
+    TORCH_STATE_SLOTS,
+    Layout,
+    Need,
+    PartPattern,
+    SlotSpec,
+)
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import (
     BREAKS_ALL,

@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ckpt_tools.core.errors import NothingFoundError
-from ckpt_tools.core.listing import SIDECAR, FileStat, Kind, Listing, Meter, scan
+from ckpt_tools.core.listing import SIDECAR, FileStat, Kind, Listing, scan
+from ckpt_tools.core.source import Meter
 from ckpt_tools.layouts import LAYOUTS, by_name, plain
 from ckpt_tools.layouts.base import Layout, PartPattern
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run, Stray
 
 _MEANT = re.compile(r"(?i)(tmp-)?checkpoint[-_].*\Z")
 _SEARCH = re.compile(r"run-[^/]+\Z")
+_RESUMED = frozenset({Role.OPTIMIZER, Role.SCHEDULER, Role.RNG, Role.TRAINER_STATE})
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -74,9 +76,7 @@ def run_directory(run: Run) -> str:
 def group(run: Run, checkpoint: Checkpoint) -> list[Checkpoint]:
     """Return the checkpoints that one training wrote: those in the same directory, the export left out."""
     home = os.path.dirname(checkpoint.path)
-    return [
-        other for other in run.checkpoints if os.path.dirname(other.path) == home and not is_export(run, other)
-    ]
+    return [other for other in run.checkpoints if os.path.dirname(other.path) == home and not is_export(run, other)]
 
 
 def is_newest(run: Run, checkpoint: Checkpoint) -> bool:
@@ -103,6 +103,13 @@ def beside(run: Run, checkpoint: Checkpoint) -> Iterator[tuple[str, Listing]]:
         for name, _ in _siblings(run):
             if name != own and os.path.isdir(os.path.join(parent, name)):
                 yield name, scan(os.path.join(parent, name), depth=1)
+
+
+def weights_only(run: Run, checkpoint: Checkpoint) -> bool:
+    """Return whether neither this checkpoint nor one beside it has a file that only a resume reads."""
+    if checkpoint.has(*_RESUMED):
+        return False
+    return not any(roles_of(listing, checkpoint.layout) & _RESUMED for _, listing in beside(run, checkpoint))
 
 
 def roles_of(listing: Listing, layout: str) -> set[Role]:

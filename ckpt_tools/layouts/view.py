@@ -15,7 +15,8 @@ from typing import Any
 from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
 from ckpt_tools.core.errors import SourceError
-from ckpt_tools.core.listing import Listing
+from ckpt_tools.core.listing import SIDECAR, Kind, Listing
+from ckpt_tools.core.source import Source
 from ckpt_tools.layouts import by_name, plain
 from ckpt_tools.layouts.base import Need
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
@@ -54,6 +55,7 @@ class View:
         self.checkpoint = checkpoint
         self.errors: dict[str, SourceError] = {}
         self._contents: dict[str, Content | None] = {}
+        self._source: Source | None = None
 
     @property
     def listing(self) -> Listing:
@@ -152,10 +154,14 @@ class View:
                 found.update(content.tensors)
         return found or self._combined_weights
 
+    @property
+    def _combined(self) -> Content | None:
+        part = self.checkpoint.first(Role.COMBINED)
+        return self.content(part) if part is not None else None
+
     @cached_property
     def _combined_weights(self) -> Mapping[str, TensorRef]:
-        part = self.checkpoint.first(Role.COMBINED)
-        content = self.content(part) if part else None
+        content = self._combined
         if content is None:
             return {}
         for key in plain.WEIGHTS_KEYS:
@@ -182,10 +188,10 @@ class View:
             content = self.content(part)
             if content is not None:
                 return content.tensors
-        part = self.checkpoint.first(Role.COMBINED)
-        content = self.content(part) if part else None
-        for key in plain.OPTIMIZER_KEYS if content else ():
-            assert content is not None
+        content = self._combined
+        if content is None:
+            return {}
+        for key in plain.OPTIMIZER_KEYS:
             inside = {
                 name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
             }
@@ -247,18 +253,17 @@ class View:
         number: float | int | bool = struct.unpack(form, data)[0]
         return number
 
-    def _opened(self, path: str) -> Any:
-        if getattr(self, "_open_path", None) != path:
+    def _opened(self, path: str) -> Source:
+        if self._source is None or self._source.name != path:
             self.close()
-            self._open_source = self.listing.open(path)
-            self._open_path = path
-        return self._open_source
+            self._source = self.listing.open(path)
+        return self._source
 
     def close(self) -> None:
         """Close the file that scalars are read from."""
-        if getattr(self, "_open_path", None) is not None:
-            self._open_source.close()
-            self._open_path = None
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def release(self) -> None:
         """Forget everything big that was decoded; JSON files, the step and errors stay."""
@@ -282,6 +287,14 @@ class View:
             if any(expression.match(path) for path in self.listing.files):
                 return framework
         return None
+
+    @cached_property
+    def empty(self) -> bool:
+        """Whether the checkpoint has no file at all."""
+        return all(
+            entry.kind is Kind.DIRECTORY or path.startswith(f"{SIDECAR}/")
+            for path, entry in self.listing.files.items()
+        )
 
     @cached_property
     def unwritten(self) -> frozenset[Role]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
-from ckpt_tools.model.findings import HARMLESS, Finding, Impact, Purpose, Severity, Skipped, Verdict
+from ckpt_tools.model.findings import HARMLESS, Finding, Purpose, Severity, Skipped, Verdict
 from ckpt_tools.rules import CATALOGUE
 from ckpt_tools.rules.base import Context, Hit, Rule, Settings
 
@@ -78,7 +78,7 @@ def _guarded(rule: Rule, subject: object, context: Context) -> list[Hit]:
         return list(rule.check(subject, context))
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a crash of a rule is a finding
         place = getattr(subject, "path", "")
         text = f"rule {rule.code} ({rule.name}) failed: {type(error).__name__}: {error}"
         context.state.setdefault("crashes", []).append(Hit(text, "" if place == "." else place))
@@ -149,5 +149,3 @@ def skipped(view: View) -> tuple[Skipped, ...]:
     if view.elsewhere:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
     return tuple(left_out)
-
-

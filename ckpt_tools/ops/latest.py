@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import NothingFoundError
@@ -13,6 +14,7 @@ from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.ops import engine
+from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.latest import LatestReport, Passed
 from ckpt_tools.rules.base import Settings
 
@@ -54,14 +56,14 @@ def latest(
     candidates = _candidates(run, purpose)
     if not candidates:
         raise NothingFoundError(f"{run.root}: no checkpoint found")
-    with progress.task("checking", len(candidates), "checkpoint") as task:
+    with ExitStack() as stack:
+        loader = stack.enter_context(loading.Loader()) if load else None
+        task = stack.enter_context(progress.task("checking", len(candidates), "checkpoint"))
         for checkpoint in candidates:
             view = View(checkpoint)
             findings = engine.check(run, checkpoint, view, settings)
-            if load:
-                from ckpt_tools.ops import load as loading
-
-                findings += loading.findings(checkpoint, view, engine.Selection())[0]
+            if loader is not None:
+                findings, _ = loading.proven(findings, checkpoint, view, engine.Selection(), loader)
             unreadable += [f"{checkpoint.path}/{name}" for name in view.errors]
             task.advance(1)
             verdict, reasons = _judge(findings, purpose)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
@@ -17,6 +18,10 @@ from ckpt_tools.model.findings import Finding, Severity, Skipped
 from ckpt_tools.ops.engine import Selection
 from ckpt_tools.rules import by_code
 
+if TYPE_CHECKING:
+    import subprocess
+
+CODE = "CK240"
 LOADED = ("safetensors", "torch-zip", "torch-legacy")
 UNSAFE = "not loaded: its pickle needs weights_only=False, which would run what it names"
 
@@ -45,6 +50,8 @@ class Loader:
         return reply["status"], reply["text"]
 
     def _start(self) -> subprocess.Popen[str]:
+        import subprocess
+
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ckpt_tools.ops.probe"],
             stdin=subprocess.PIPE,
@@ -75,23 +82,26 @@ def _signal(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def findings(checkpoint: Checkpoint, view: View, selection: Selection) -> tuple[list[Finding], list[Skipped]]:
-    """Load every weights, optimizer, scheduler, rng and adapter file; return what was refused and what was not loaded."""
-    rule = by_code("CK240")
-    assert rule is not None
-    found: list[Finding] = []
+def proven(
+    findings: list[Finding], checkpoint: Checkpoint, view: View, selection: Selection, loader: Loader
+) -> tuple[list[Finding], list[Skipped]]:
+    """Load every file that has a loader of its own.
+
+    Returns ``findings`` with what the loaders said: added to the error that already stands for a refused file, or
+    as a CK240 of its own; and what was not loaded, with the reason.
+    """
+    found = list(findings)
     skipped: list[Skipped] = []
-    with Loader() as loader:
-        for part, kind in _loadable(checkpoint, view):
-            if part.role is Role.TRAINING_ARGS:
-                skipped.append(Skipped(rule.code, f"{part.path} {UNSAFE}; no resume reads it"))
-                continue
-            location = os.path.join(checkpoint.listing.root, part.path)
-            status, text = loader.load(location, kind, rng=part.role is Role.RNG)
-            if status == "missing":
-                skipped.append(Skipped(rule.code, f"{text} is not installed: pip install 'ckpt-tools[torch]'"))
-            elif status != "ok" and selection.wants(rule):
-                found.append(_refused(part, checkpoint, view, text))
+    for part, kind in _loadable(checkpoint, view):
+        if part.role is Role.TRAINING_ARGS:
+            skipped.append(Skipped(CODE, f"{part.path} {UNSAFE}; no resume reads it"))
+            continue
+        location = os.path.join(checkpoint.listing.root, part.path)
+        status, text = loader.load(location, kind, rng=part.role is Role.RNG)
+        if status == "missing":
+            skipped.append(Skipped(CODE, f"loading needs {text}: pip install 'ckpt-tools[torch]'"))
+        elif status != "ok":
+            _add(found, _refused(part, checkpoint, view, text), selection)
     return found, list(dict.fromkeys(skipped))
 
 
@@ -104,16 +114,27 @@ def _loadable(checkpoint: Checkpoint, view: View) -> Iterator[tuple[Part, str]]:
             yield part, kind
 
 
+def _add(found: list[Finding], refused: Finding, selection: Selection) -> None:
+    for place, finding in enumerate(found):
+        if finding.path == refused.path and finding.severity >= Severity.ERROR:
+            found[place] = replace(finding, detail=(*finding.detail, *refused.detail))
+            return
+    rule = by_code(CODE)
+    if rule is not None and selection.wants(rule):
+        found.append(refused)
+
+
 def _refused(part: Part, checkpoint: Checkpoint, view: View, text: str) -> Finding:
     impact = view.need(part.role).damaged
     unsafe = "weights only load failed" in text.lower() and "unsupported global" in text.lower()
+    message = "only an unsafe load could read this file, so it was not loaded"
     return Finding(
-        "CK240",
+        CODE,
         "loader-refused",
         Severity.WARNING if impact.harmless else Severity.ERROR,
-        "only an unsafe load could read this file, so it was not loaded" if unsafe else "its own loader refuses the file",
+        message if unsafe else "its own loader refuses the file",
         posixpath.normpath(posixpath.join(checkpoint.path, part.path)),
-        detail=(f"the loader says: {text[:400]}",),
-        help="`ckpt explain` tells what a loader's message means",
+        detail=(f"the loader says: {textwrap.shorten(text, 160, placeholder=' ...')}",),
+        help='paste the whole message into `ckpt explain "..."`',
         impact=impact,
     )

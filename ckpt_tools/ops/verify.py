@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Checkpoint
-from ckpt_tools.model.findings import Finding, Skipped
+from ckpt_tools.model.checkpoint import Checkpoint, Run
+from ckpt_tools.model.findings import Finding, Purpose, Severity, Skipped, Verdict
 from ckpt_tools.ops import engine
+from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.verify import CheckpointReport, VerifyReport
 from ckpt_tools.rules.base import Settings
 
@@ -50,18 +53,20 @@ def verify(
     selection = engine.Selection(select, ignore)
     views = {checkpoint.path: View(checkpoint) for checkpoint in run.checkpoints}
     reports: list[CheckpointReport] = []
-    with progress.task("checking", len(run.checkpoints), "checkpoint") as task:
+    with ExitStack() as stack:
+        loader = stack.enter_context(loading.Loader()) if load else None
+        task = stack.enter_context(progress.task("checking", len(run.checkpoints), "checkpoint"))
         for checkpoint in run.checkpoints:
             view = views[checkpoint.path]
             found = engine.check(run, checkpoint, view, settings, selection)
             left_out = list(engine.skipped(view))
-            if load:
-                refused, not_loaded = _load(checkpoint, view, selection)
-                found += refused
+            if loader is not None:
+                found, not_loaded = loading.proven(found, checkpoint, view, selection, loader)
                 left_out += not_loaded
             reports.append(_report(checkpoint, view, found, left_out, "load" if load else "structure"))
             view.release()
             task.advance(1)
+    reports = _with_way_out(run, reports)
     unreadable = tuple(
         f"{view.checkpoint.path}/{name}" for view in views.values() for name in (*view.errors, *view.listing.errors)
     )
@@ -81,12 +86,23 @@ def verify(
     )
 
 
-def _load(
-    checkpoint: Checkpoint, view: View, selection: engine.Selection
-) -> tuple[list[Finding], list[Skipped]]:
-    from ckpt_tools.ops import load
+def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointReport]:
+    """Name the checkpoint to fall back to in the findings of those that cannot be resumed."""
+    ready = [report for report in reports if report.verdicts[Purpose.RESUME] is Verdict.READY and report.path != "."]
+    if not ready:
+        return reports
+    advice = f"`ckpt latest {run.root}` finds {ready[-1].path}, which can be resumed"
+    return [
+        replace(report, findings=tuple(_advised(finding, advice) for finding in report.findings))
+        if report.verdicts[Purpose.RESUME] is Verdict.BROKEN
+        else report
+        for report in reports
+    ]
 
-    return load.findings(checkpoint, view, selection)
+
+def _advised(finding: Finding, advice: str) -> Finding:
+    hurts = finding.severity >= Severity.ERROR and finding.impact.resume is Verdict.BROKEN
+    return replace(finding, help=finding.help or advice) if hurts else finding
 
 
 def _report(
@@ -107,5 +123,3 @@ def _report(
         view.number("epoch"),
         view.number("lr") if view.numbers("lr") else view.number("last-lr"),
     )
-
-

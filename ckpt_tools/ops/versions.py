@@ -23,8 +23,8 @@ _ZIP_AGES: tuple[tuple[str, str], ...] = (
 
 _STATE_AGES: tuple[tuple[str, str, str], ...] = (
     ("best_global_step", "4.50 or newer", "4.50"),
-    ("stateful_callbacks", "4.41 to 4.49", "4.41"),
-    ("logging_steps", "4.32 to 4.40", "4.36"),
+    ("stateful_callbacks", "4.37 to 4.49", "4.41"),
+    ("logging_steps", "4.32 to 4.41", "4.36"),
 )
 """Keys of ``trainer_state.json``, the versions of transformers that write them, and the oldest known to read them."""
 

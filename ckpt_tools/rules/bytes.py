@@ -1,4 +1,7 @@
-"""CK2xx: what the bytes of a file are, whatever it is called.  Each rule reports the problem of its own name that a container stated."""
+"""CK2xx: what the bytes of a file are, whatever it is called.
+
+Each rule reports the problem of its own name that a container stated.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 def rule_crashed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A rule of this tool failed on this input, so what it checks is not known.
 
-    **Why it matters.** Clean means checked. The fault is in ckpt-tools, not in your checkpoint; the other rules were run.
+    **Why it matters.** Clean means checked. The fault is in ckpt-tools, not in your checkpoint; the other rules were
+    run.
 
     **How to repair.** Please report it with the file that the finding names.
     """

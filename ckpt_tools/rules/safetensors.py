@@ -1,4 +1,7 @@
-"""CK2xx: headers of safetensors files, by the rules of the reference reader.  Each rule reports the problem of its own name that a container stated."""
+"""CK2xx: headers of safetensors files, by the rules of the reference reader.
+
+Each rule reports the problem of its own name that a container stated.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def header_unreadable(part: Part, context: Context) -> Iterator[Hit]:
 def header_too_large(part: Part, context: Context) -> Iterator[Hit]:
     """The first 8 bytes of a safetensors file claim a header above the limit of 100,000,000 bytes.
 
-    **Why it matters.** The reference reader refuses it before looking further; mostly the file is not safetensors at all.
+    **Why it matters.** The reference reader refuses it before looking further; mostly the file is not safetensors at
+    all.
 
     **How to repair.** Look at the first bytes: `ckpt info FILE`.
     """
@@ -35,7 +39,8 @@ def header_too_large(part: Part, context: Context) -> Iterator[Hit]:
 def trailing_bytes(part: Part, context: Context) -> Iterator[Hit]:
     """A safetensors file goes on after the last tensor that its header names.
 
-    **Why it matters.** The reference reader demands that the header covers the file to the last byte and refuses it with
+    **Why it matters.** The reference reader demands that the header covers the file to the last byte and refuses it
+    with
     `incomplete metadata, file not fully covered`, the same words as for a file cut short.
 
     **How to repair.** Nothing is lost: cut the file to the length that the finding names.

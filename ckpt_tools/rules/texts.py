@@ -1,4 +1,7 @@
-"""CK2xx: JSON, JSON lines and small texts.  Each rule reports the problem of its own name that a container stated."""
+"""CK2xx: JSON, JSON lines and small texts.
+
+Each rule reports the problem of its own name that a container stated.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ def json_damaged(part: Part, context: Context) -> Iterator[Hit]:
 
     **Why it matters.** A killed save or a full disk cuts text files too; an editor may have left a comma.
 
-    **How to repair.** For a configuration copy it from another checkpoint of the run; for `trainer_state.json` fall back.
+    **How to repair.** For a configuration copy it from another checkpoint of the run; for `trainer_state.json` fall
+    back.
     """
     yield from relay(part, context, "json-damaged")
 

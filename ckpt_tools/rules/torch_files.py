@@ -1,8 +1,12 @@
-"""CK2xx: records and pickles of torch files.  Each rule reports the problem of its own name that a container stated."""
+"""CK2xx: records and pickles of torch files.
+
+Each rule reports the problem of its own name that a container stated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckpt_tools.model.checkpoint import Part
 from ckpt_tools.model.findings import Severity
@@ -103,7 +107,8 @@ def record_outside_root(part: Part, context: Context) -> Iterator[Hit]:
 def bytes_around_archive(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file has bytes before or after its zip archive.
 
-    **Why it matters.** Up to 64 KiB behind the directory are tolerated by `torch.load`, more are not; bytes in front make it
+    **Why it matters.** Up to 64 KiB behind the directory are tolerated by `torch.load`, more are not; bytes in front
+    make it
     take the file for an ancient pickle. Either way something wrote into the file that was not torch.
 
     **How to repair.** Copy the file again, or load and save it with the same torch version.
@@ -111,7 +116,7 @@ def bytes_around_archive(part: Part, context: Context) -> Iterator[Hit]:
     for hit in relay(part, context, "bytes-around-archive"):
         content = context.content(part)
         if content is not None and not content.readable:
-            hit = Hit(hit.message, hit.path, hit.at, hit.detail, help=hit.help, severity=Severity.ERROR, impact=hit.impact)
+            hit = replace(hit, severity=Severity.ERROR)
         yield hit
 
 

@@ -29,6 +29,7 @@ LIGHT_DOORS = frozenset({"click"})
 HARMLESS_OS = frozenset({"path", "fspath", "fsencode", "fsdecode", "PathLike", "strerror", "sep"})
 OS_DOORS: dict[str, frozenset[str]] = {
     "core/source.py": frozenset({"open", "close", "fstat", "preadv", "O_RDONLY", "O_CLOEXEC", "O_NONBLOCK"}),
+    "core/space.py": frozenset({"statvfs"}),
     "core/listing.py": frozenset({"stat", "lstat", "listdir", "readlink"}),
     "ops/probe.py": frozenset({"write"}),
     "cli/__init__.py": frozenset({"environ"}),
