@@ -8,11 +8,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ckpt_tools._version import __version__
 
+TYPE_CHECKING = False  # as type checkers read it; importing typing for it would be a sixth of `ckpt --version`
 if TYPE_CHECKING:
+    from typing import Any
+
     from ckpt_tools.layouts.match import open_run
     from ckpt_tools.ops.latest import latest
     from ckpt_tools.ops.verify import verify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -108,12 +109,17 @@ def _lines(
     if output_format == "github":
         from ckpt_tools.render import github
 
-        return github.render(report, root=path, closing=not quiet)
+        return github.render(report, base=_directory(path), closing=not quiet)
     from ckpt_tools.render import text
 
     if quiet:
-        return (text.brief(finding, path) for finding in _failing(report, fail_on, purpose))
+        return (text.brief(finding, _directory(path)) for finding in _failing(report, fail_on, purpose))
     return text.render(report, root=path, color=console.use_color(color), width=console.width())
+
+
+def _directory(path: str) -> str:
+    """Return the directory that findings' paths start from."""
+    return os.path.dirname(path) if os.path.isfile(path) else path
 
 
 def _failing(report: VerifyReport, fail_on: Severity, purpose: Purpose | None) -> Iterator[Finding]:

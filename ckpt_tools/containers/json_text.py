@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckpt_tools.containers.base import Content
+from ckpt_tools.containers.kinds import printable
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.values import Value, children, step
@@ -28,7 +29,7 @@ _LISTED = 10
 _BOM = b"\xef\xbb\xbf"
 _STUMP = re.compile(
     r"""(?:t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|N(?:a)?|-|-?I(?:n(?:f(?:i(?:n(?:i(?:t)?)?)?)?)?)?|\.|\.?\d*[eE][+-]?"""
-    r"""|\\(?:u[0-9a-fA-F]{0,3})?)?\Z"""
+    r"""|\\?(?:u[0-9a-fA-F]{0,3})?)?\Z"""
 )
 """What may be left of a value of which the end is missing, from where the decoder gave up."""
 _BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -177,10 +178,10 @@ def _damage(raw: bytes, error: Exception, shift: int) -> Problem:
         detail = (f"the file ends {what}, at {place}", f"looks cut after line {lines:,}")
         return Problem("json-damaged", "the JSON file is cut short", detail, spot)
     if error.msg == "Extra data":
-        detail = (f"the JSON ends at {place}; then comes: {_quoted(rest)}",)
+        detail = (f"the JSON ends at {place}; then comes: {printable(rest, 40)}",)
         return Problem("json-damaged", "something follows the end of the JSON", detail, spot)
     said = error.msg[:1].lower() + error.msg[1:]
-    detail = (f"{said} at {place}", f"there stands: {_quoted(rest)}")
+    detail = (f"{said} at {place}", f"there stands: {printable(rest, 40)}")
     return Problem("json-damaged", f"the JSON is not valid at {place}", detail, spot)
 
 
@@ -220,7 +221,7 @@ def _oddities(decoder: _Decoder, value: Value) -> Iterator[Problem]:
 
 
 def _listing(paths: list[str]) -> tuple[str, ...]:
-    shown = [_quoted(path, 200) for path in paths[:_LISTED]]
+    shown = [printable(path) for path in paths[:_LISTED]]
     return (*shown, f"... and {len(paths) - _LISTED:,} more") if len(paths) > _LISTED else tuple(shown)
 
 
@@ -259,8 +260,3 @@ def _too_deep(raw: bytes, value: Value) -> bool:
             return False
         level = below
     return True
-
-
-def _quoted(text: str, limit: int = 40) -> str:
-    short = text if len(text) <= limit else f"{text[:limit]}..."
-    return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")

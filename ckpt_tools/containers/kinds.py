@@ -155,7 +155,7 @@ def _by_magic(head: bytes, size: int, expected: tuple[str, ...]) -> str | None:
 def _is_safetensors(head: bytes, size: int, expected: tuple[str, ...]) -> bool:
     hoped = "safetensors" in expected
     if size < 8:
-        return hoped and _CONTROL.search(head) is not None
+        return hoped and as_text(head, more=False) is None
     length = int.from_bytes(head[:8], "little")
     opening = head[8:].lstrip(b" \t\r\n")
     if length <= HEADER_LIMIT:
@@ -255,3 +255,33 @@ def quote(text: str, limit: int = 80) -> str:
     line = " ".join(text.split())
     line = "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in line[: limit + 1])
     return line if len(line) <= limit else f"{line[:limit]}..."
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return a name or a value of a file as one line that can be told apart: what cannot be printed is escaped."""
+    short = text if len(text) <= limit else f"{text[:limit]}..."
+    return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")
+
+
+def typed(value: Any) -> str:
+    """Say what a JSON value is, with the value where it is short."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return f"the number {clipped(value)}"
+        case float():
+            return f"the number {value!r}"
+        case str():
+            return f'the text "{printable(value, 40)}"'
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def clipped(number: int) -> str:
+    """Return a number with separators, or how long it is when nobody would read it."""
+    return f"{number:,}" if abs(number) < 10**30 else "a number of more than 30 digits"

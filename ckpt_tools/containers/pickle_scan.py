@@ -34,7 +34,7 @@ _TENSOR = re.compile(
 _NUMBERS = re.compile(_NUMBER, re.DOTALL)
 _U4 = Struct("<I").unpack_from
 _I4 = Struct("<i").unpack_from
-_PUTS = tuple(Struct("<" + "BI" * count).pack for count in (4, 5, 6))
+_PUTS = {5 * count: Struct("<" + "xI" * count).unpack for count in (4, 5, 6)}
 _TARGET = "torch._utils._rebuild_tensor_v2"
 MAX_CACHED = 4096
 
@@ -74,11 +74,12 @@ class Memo(dict[int, Any]):
         if length[0] != len(key) or len(put_key) != 5:
             return None
         first = _U4(put_key, 1)[0]
-        rest = (put_id, put_size, put_stride, put_hooks, put_args, put_made)
-        puts = [put for put in rest if put is not None]
-        count = len(puts)
-        numbers = [part for number in range(first + 1, first + count + 1) for part in (0x72, number)]
-        if first < self._free or b"".join(puts) != _PUTS[count - 4](*numbers):
+        puts = b"".join((put_id, put_size or b"", put_stride or b"", put_hooks, put_args, put_made))
+        last = first + len(puts) // 5
+        unpack = _PUTS.get(len(puts))
+        if unpack is None or unpack(puts) != tuple(range(first + 1, last + 1)):
+            return None
+        if first < self._free or not self.keys().isdisjoint(range(first, last)):
             return None
         try:
             kind = self[get_kind[1] if len(get_kind) == 2 else _U4(get_kind, 1)[0]]
@@ -99,10 +100,6 @@ class Memo(dict[int, Any]):
         made = self._view(kind, key.decode(), where, elements, start, shape, strides)
         if made is None:
             return None
-        last = first + count
-        for number in range(first, last):
-            if number in self:
-                return None
         self._firsts.append(first)
         self._runs.append((last, position, word, kind, where))
         self._free = last + 1

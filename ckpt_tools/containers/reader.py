@@ -93,10 +93,7 @@ def read(source: Source, expected: tuple[str, ...] = ()) -> Content:
     seen = look(source, expected)
     for kind, reader in READERS:
         if kind == seen.kind:
-            try:
-                return reader(source)
-            except ImportError as error:
-                return Content(kind, source.size, readable=False, facts={"unread": str(error)})
+            return reader(source)
     problem = _problem(source, seen, expected)
     facts: dict[str, object] = {}
     if seen.kind == "git-lfs-pointer":

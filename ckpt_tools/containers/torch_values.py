@@ -200,13 +200,20 @@ class TorchValues:
         return tensor
 
     def flatten(self, value: Value) -> tuple[dict[str, TensorRef], list[Problem]]:
-        """Return the tensors of ``value`` by name, and the views that reach beyond their storage."""
+        """Return the tensors of ``value`` by name, and the views that reach beyond their storage.
+
+        A tensor inside ``value`` gets its name as well, the first one where it is found in several places.
+        """
         tensors: dict[str, TensorRef] = {}
         problems: list[Problem] = []
         for name, ref in _walk(value, self.inner):
             if name in tensors:
                 name = _free(name, tensors)
-            tensors[name] = TensorRef(name, ref.dtype, ref.shape, ref.chunks, ref.storage_id, ref.kind)
+            if ref.fqn:
+                tensors[name] = TensorRef(name, ref.dtype, ref.shape, ref.chunks, ref.storage_id, ref.kind)
+            else:
+                object.__setattr__(ref, "fqn", name)  # made here, and seen by nobody else yet
+                tensors[name] = ref
             if id(ref) in self.overruns:
                 problems.append(_overrun(name, ref, *self.overruns[id(ref)][1:]))
         return tensors, problems

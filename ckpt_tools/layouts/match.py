@@ -129,11 +129,8 @@ def _siblings(run: Run) -> list[tuple[str, int]]:
     expression = by_name(run.layout).directory_expression
     if expression is None:
         return []
-    parent = os.path.dirname(os.path.abspath(run.root))
-    try:
-        names = os.listdir(parent)
-    except OSError:
-        return []
+    parent = scan(os.path.dirname(os.path.abspath(run.root)), depth=1)
+    names = [name for name in parent.names() if parent.files[name].kind is Kind.DIRECTORY]
     found = [(name, int(match.group(1))) for name in names if (match := expression.match(name))]
     return sorted(found, key=lambda pair: pair[1])
 
@@ -205,7 +202,8 @@ def _checkpoint(
     chosen = [*primary[:1], *overlays]
     if not chosen:
         return None
-    parts = tuple(_claim(listing, chosen))
+    # Names of an overlay are its own: `*.safetensors` of another layout must not take an adapter for a model.
+    parts = tuple(_claim(listing, [*overlays, *primary[:1]]))
     claimed = {part.path for part in parts}
     unclaimed = tuple(
         name for name, entry in listing.files.items() if name not in claimed and entry.kind is not Kind.DIRECTORY

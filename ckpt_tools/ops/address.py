@@ -105,7 +105,7 @@ def _resolve(value: Value, rest: str, at: str, misses: list[tuple[str, Value, st
 
 
 def _steps(value: Value, rest: str) -> Iterator[tuple[str, Value, str]]:
-    """Yield ``(step, child, what is left of the path)`` for every child that ``rest`` can mean, the best reading alone."""
+    """Yield ``(step, child, what is left of the path)`` for the children that ``rest`` means in its best reading."""
     if match := _INDEX.match(rest):
         yield from _indexed(value, match[1], rest[match.end() :])
         return

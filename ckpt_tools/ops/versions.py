@@ -1,4 +1,4 @@
-"""Which library versions wrote a checkpoint, which it needs, and which are installed here (from package metadata alone)."""
+"""Which library versions wrote a checkpoint, which it needs, and which are installed here, from their metadata alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def torch_age(content: Content) -> str | None:
 
 def requirements(view: View) -> tuple[Requirement, ...]:
     """Return what a checkpoint says about the versions it was written with and needs."""
-    contents = [content for part in view.checkpoint.parts if part.containers for content in [view.content(part)] if content]
+    contents = [
+        content for part in view.checkpoint.parts if part.containers for content in [view.content(part)] if content
+    ]
     return tuple(
         each
         for each in (_torch(view, contents), _transformers(view), _peft(view), _numpy(contents))
@@ -83,8 +85,8 @@ def notes(view: View, found: tuple[Requirement, ...]) -> Iterator[str]:
         return
     if older(transformers, "4.47") and not older(torch, "2.6"):
         yield (
-            f"transformers {transformers} under torch {torch} refuses the rng file (numpy objects): the file is healthy; "
-            "a newer transformers reads it, or resume without it"
+            f"transformers {transformers} under torch {torch} refuses the rng file (numpy objects); "
+            "the file is healthy: a newer transformers reads it, or resume without it"
         )
 
 
@@ -98,9 +100,9 @@ def _torch(view: View, contents: list[Content]) -> Requirement | None:
     ages = {age for content in contents if (age := torch_age(content))}
     if not ages:
         return None
-    needs, reason = "1.6", "zip files"
-    if any(content.container == "torch-legacy" for content in contents) and len(ages) == 1:
-        needs, reason = "1.0", "legacy files"
+    needs, reason = "1.6", ""
+    if not any(content.container == "torch-zip" for content in contents):
+        needs = "1.0"
     dtypes = {ref.dtype for content in contents for ref in content.tensors.values()}
     for dtype in sorted(dtypes):
         bound = "2.1" if dtype.startswith("float8") else _NEEDS_DTYPE.get(dtype)
@@ -108,7 +110,7 @@ def _torch(view: View, contents: list[Content]) -> Requirement | None:
             needs, reason = bound, dtype
     written = _transformers_version(view.config)
     if written and not older(written, "5") and view.checkpoint.has(Role.OPTIMIZER, Role.RNG):
-        needs, reason = "2.6", "transformers 5 loads nothing with an older one"
+        needs, reason = "2.6", "transformers 5 asks for it"
     order = [age for _, age in _ZIP_AGES] + ["1.6 to 2.0", "1.5 or older, or newer by request"]
     newest = next(age for age in dict.fromkeys(order) if age in ages)
     return _made("torch", newest, needs, reason)
@@ -153,5 +155,5 @@ def _numpy(contents: list[Content]) -> Requirement | None:
     if any(name.startswith("numpy._core.") for name in names):
         return _made("numpy", "2.x", "1.26.1", "the pickles name numpy._core")
     if any(name.startswith("numpy.core.") for name in names):
-        return _made("numpy", "1.x", "1.0", "")
+        return _made("numpy", "1.x", None)
     return None

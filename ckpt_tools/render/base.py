@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +31,11 @@ def _spelled(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00
     return {9: r"\t", 10: r"\n", 13: r"\r"}.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def typed(base: str, path: str) -> str:
+    """Return a finding's path as one would type it where ``base``, the directory looked at, was typed."""
+    return posixpath.normpath(posixpath.join(base, path))
 
 
 def spot(at: Spot) -> str:

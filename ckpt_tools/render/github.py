@@ -5,11 +5,10 @@ https://docs.github.com/actions/reference/workflows-and-actions/workflow-command
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 
 from ckpt_tools.model.findings import Finding, Severity
-from ckpt_tools.render.base import remedy, shorten, spot, visible
+from ckpt_tools.render.base import remedy, shorten, spot, typed, visible
 from ckpt_tools.reports.base import Diagnostics, Report, Text
 
 _LEVELS = {
@@ -20,21 +19,21 @@ _LEVELS = {
 }
 
 
-def render(report: Report, *, root: str, closing: bool = True) -> Iterator[str]:
+def render(report: Report, *, base: str, closing: bool = True) -> Iterator[str]:
     """Yield one annotation per finding, then, with ``closing``, the report's own text lines.
 
-    ``root`` is the path as the user typed it: GitHub wants paths that start at the working directory.
+    ``base`` is the directory looked at, as the user typed it: GitHub wants paths that start at the working directory.
     """
     for block in report.blocks():
         if isinstance(block, Diagnostics):
             shown, more = shorten(block.findings)
-            yield from (_annotation(finding, root) for finding in shown)
+            yield from (_annotation(finding, base) for finding in shown)
             yield from more
         elif closing and isinstance(block, Text):
             yield from (_inert(line) for line in block.lines)
 
 
-def _annotation(finding: Finding, root: str) -> str:
+def _annotation(finding: Finding, base: str) -> str:
     place = spot(finding.at)
     lines = [f"{finding.message} ({place})" if place else finding.message, *finding.detail]
     if finding.help:
@@ -42,7 +41,7 @@ def _annotation(finding: Finding, root: str) -> str:
     fix = remedy(finding)
     if fix:
         lines.append(f"fix: {fix}")
-    file = _property(visible(posixpath.normpath(posixpath.join(root, finding.path))))
+    file = _property(visible(typed(base, finding.path)))
     title = _property(visible(f"{finding.code} {finding.name}"))
     message = "%0A".join(_data(visible(line)) for line in lines)
     return f"::{_LEVELS[finding.severity]} file={file},title={title}::{message}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ckpt_tools.model.findings import Finding, Severity, Verdict
-from ckpt_tools.render.base import remedy, shorten, spot, visible
+from ckpt_tools.render.base import remedy, shorten, spot, typed, visible
 from ckpt_tools.reports.base import Diagnostics, Fields, Report, Table, Text
 from ckpt_tools.reports.units import first_names
 
@@ -54,9 +54,10 @@ def render(report: Report, *, root: str = "", color: bool = False, width: int | 
             yield from _diagnostics(block, root, paint)
 
 
-def brief(finding: Finding, root: str) -> str:
-    """Return a finding as one line: ``place: error[CK203]: message``."""
-    return visible(f"{_place(finding, root)}: {finding.severity.label}[{finding.code}]: {finding.message}")
+def brief(finding: Finding, base: str) -> str:
+    """Return a finding as one line: ``out/a.pt: byte 7: error[CK203]: message``; see ``typed`` for ``base``."""
+    words = [typed(base, finding.path), spot(finding.at), f"{finding.severity.label}[{finding.code}]", finding.message]
+    return visible(": ".join(word for word in words if word))
 
 
 def _diagnostics(block: Diagnostics, root: str, paint: _Paint) -> Iterator[str]:

@@ -71,11 +71,15 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Parameters and dtypes of the weights; ``dtypes`` is ``(dtype, parameters)``, the commonest first."""
+    """Parameters and dtypes of the weights; ``dtypes`` is ``(dtype, parameters)``, the commonest first.
+
+    ``tensors`` counts storages, ``tied`` further names for one that was counted already.
+    """
 
     architecture: str | None = None
     parameters: int = 0
     tensors: int = 0
+    tied: int = 0
     dtypes: tuple[tuple[str, int], ...] = ()
     trained: int | None = None
     adapters: tuple[Adapter, ...] = ()
@@ -331,6 +335,7 @@ def _described(described: Described) -> dict[str, Any]:
             "architecture": model.architecture,
             "parameters": model.parameters,
             "tensors": model.tensors,
+            "tied_names": model.tied,
             "dtypes": dict(model.dtypes),
             "trained_tensors": model.trained,
             "adapters": [

@@ -31,10 +31,10 @@ REASONS = 6
 def run(info: RunInfo) -> list[Block]:
     """Return the blocks for a run."""
     size = sum(row.size for row in info.rows)
-    title = info.newest[1].title.removesuffix(" checkpoint") if info.newest else info.layout
+    title = info.newest[1].title.replace(" checkpoint", " run", 1) if info.newest else f"{info.layout} run"
     blocks: list[Block] = [
         Text((info.root,), "heading"),
-        Text((f"{title} run: {count(len(info.rows), 'checkpoint')}, {human_bytes(size)}",)),
+        Text((f"{title}: {count(len(info.rows), 'checkpoint')}, {human_bytes(size)}",)),
         _run_table(info),
     ]
     rows: list[tuple[str, str]] = []
@@ -62,7 +62,7 @@ def checkpoint(info: CheckpointInfo) -> list[Block]:
     rows = [*(pair for label, text in info.file for pair in _row(label, text)), *_facts(described)]
     if rows:
         blocks.append(_fields(rows))
-    if described.files:
+    if described.files and not info.file:
         blocks.append(_files(described))
     if described.versions:
         blocks.append(_versions(described))
@@ -132,6 +132,7 @@ def _facts(described: Described) -> Iterator[tuple[str, str]]:
         yield from _row("model", model.architecture)
     if model.tensors:
         text = f"{model.parameters:,} in {count(model.tensors, 'tensor')}"
+        text += f" ({count(model.tied, 'more name')} for the same memory)" if model.tied else ""
         yield from _row("parameters", text)
         yield from _row("dtypes", _shares(model.dtypes, model.parameters))
     for adapter in model.adapters:
@@ -183,8 +184,9 @@ def _progress(progress: Progress) -> Iterator[tuple[str, str]]:
 
 
 def _schedule(schedule: Schedule) -> str:
-    kind = schedule.kind or "of no known class"
-    text = f"{schedule.named} ({kind})" if schedule.named else kind
+    text = schedule.named or schedule.kind or "of no known class"
+    if schedule.named and schedule.kind:
+        text += f" ({schedule.kind})"
     return ", ".join([text, *(f"{name} {value}" for name, value in schedule.numbers)])
 
 

@@ -1,12 +1,14 @@
-"""Decoded values as lines for people and as JSON for programs: bounded, and without ever building what they describe."""
+"""Decoded values as lines for people and as JSON for programs: bounded, and without building what they describe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 from ckpt_tools.containers.torch_values import dtype_name, numpy_dtype, numpy_scalar_value
+from ckpt_tools.core.source import Extent
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping
 from ckpt_tools.reports.units import count
@@ -15,12 +17,18 @@ WIDTH = 96
 LONGEST_TEXT = 300
 LONGEST_BYTES = 16
 LONGEST_HEX = 64
+HIDDEN = "(hidden)"
+SECRETS = frozenset({"hub_token", "push_to_hub_token", "auth_token", "use_auth_token", "api_key", "password"})
+"""Fields of pickled arguments that hold credentials: their values are never written."""
 MOST_LINES = 2000
+
+Numbers = Mapping[Extent, float | int | bool]
+"""The values of single-element tensors by where their bytes lie."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a value is written: levels below the value asked for, entries of it, and entries of what is inside."""
+    """How much of a value is written: levels below the one asked for, entries of it, entries of what is inside."""
 
     depth: int = 4
     entries: int = 200
@@ -31,20 +39,19 @@ class Limits:
 class Tree:
     """One value to show under a name.
 
-    ``numbers`` are the values of single-element tensors by FQN; ``folded`` replaces top entries that are
-    long and seldom meant by a phrase (text only).
+    ``folded`` replaces top entries that are long and seldom meant by a phrase (text only).
     """
 
     name: str
     value: Value
-    numbers: Mapping[str, float | int | bool] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
 
     def lines(self) -> list[str]:
         """Return the value as indented lines."""
         writer = _Writer(self)
-        found = []
+        found: list[str] = []
         for line in writer.top():
             if len(found) >= MOST_LINES:
                 found.append("... (cut here; ask for a part of it, or use --format json)")
@@ -61,6 +68,7 @@ class _Writer:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._limits = tree.limits
+        self._brief = False
 
     def top(self) -> Iterator[str]:
         value = self._tree.value
@@ -73,6 +81,13 @@ class _Writer:
 
     def _inside(self, value: Value, level: int, most: int) -> Iterator[str]:
         entries = _entries(value)
+        if isinstance(value, list | tuple) and len(value) > 6 and _plain(value):
+            text = ", ".join(self._scalar(child) or "" for child in value[:most])
+            yield from wrap(text, WIDTH, initial_indent="  " * level, subsequent_indent="  " * level)
+            entries = entries[most:]
+            if entries:
+                yield f"{'  ' * level}... and {len(entries):,} more"
+            return
         for label, child in entries[:most]:
             yield from self._entry(label, child, level)
         if len(entries) > most:
@@ -83,7 +98,15 @@ class _Writer:
         if level == 1 and label in self._tree.folded:
             yield f"{indent}{label}: {self._tree.folded[label]}"
             return
-        short = self.inline(value, max(24, WIDTH - len(indent) - len(label) - 2))
+        if label in SECRETS and value is not None:
+            yield f"{indent}{label}: {HIDDEN}"
+            return
+        room = max(24, WIDTH - len(indent) - len(label) - 2)
+        short = self.inline(value, room)
+        if short is None and isinstance(value, dict):
+            self._brief = True
+            short = self.inline(value, room)
+            self._brief = False
         if short is None and not _entries(value):
             short = self.inline(value, 4000)
         if short is not None:
@@ -96,7 +119,7 @@ class _Writer:
     def _summary(self, value: Value) -> str:
         number = len(_entries(value))
         if isinstance(value, Opaque):
-            return repr(value) if number else f"{value!r}"
+            return repr(value)
         if isinstance(value, list):
             return f"list of {number:,}"
         if isinstance(value, tuple):
@@ -120,7 +143,7 @@ class _Writer:
             if piece is None:
                 return self._sample(value, room) if isinstance(value, list | tuple) else None
             if not isinstance(value, list | tuple):
-                piece = f"{label}: {piece}"
+                piece = f"{label}: {HIDDEN if label in SECRETS and child is not None else piece}"
             left -= len(piece) + 2
             if left < -2:
                 return self._sample(value, room) if isinstance(value, list | tuple) else None
@@ -130,11 +153,10 @@ class _Writer:
 
     def _sample(self, value: list[Value] | tuple[Value, ...], room: int) -> str | None:
         """Return the beginning of a long list of plain numbers; other lists are worth a line for each entry."""
-        if room < 48 or not all(isinstance(child, int | float | None) for child in value[:1000]):
+        if room < 48 or not _plain(value):
             return None
-        tail = f", ... and {len(value):,} more"
         pieces: list[str] = []
-        used = 2 + len(tail)
+        used = 2 + len(f", ... and {len(value):,} more")
         for child in value:
             piece = self._scalar(child) or ""
             if used + len(piece) + 2 > room:
@@ -165,7 +187,7 @@ class _Writer:
         if isinstance(value, int):
             return str(value) if value.bit_length() <= 1024 else f"{value:#x}"[:40] + f"... ({value.bit_length()} bits)"
         if isinstance(value, float | complex):
-            return repr(value)
+            return f"{value:.6g}" if self._brief else repr(value)
         if isinstance(value, str):
             more = f"... ({len(value):,} characters)" if len(value) > LONGEST_TEXT else ""
             return repr(value[:LONGEST_TEXT]) + more
@@ -173,8 +195,13 @@ class _Writer:
             more = " ..." if len(value) > LONGEST_BYTES else ""
             return f"{count(len(value), 'byte')}: {value[:LONGEST_BYTES].hex(' ')}{more}" if value else "0 bytes"
         if isinstance(value, TensorRef):
-            return tensor(value, self._tree.numbers.get(value.fqn))
+            return tensor(value, number_of(value, self._tree.numbers))
         return None if isinstance(value, list | tuple | dict | Pairs | Opaque) else repr(value)
+
+
+def number_of(ref: TensorRef, numbers: Numbers) -> float | int | bool | None:
+    """Return the value of a single-element tensor, None where it was not read."""
+    return numbers.get(ref.chunks[0].extent) if ref.numel == 1 and len(ref.chunks) == 1 else None
 
 
 def tensor(ref: TensorRef, number: float | int | bool | None = None) -> str:
@@ -205,6 +232,10 @@ def _entries(value: Value) -> list[tuple[str, Value]]:
     return found
 
 
+def _plain(value: list[Value] | tuple[Value, ...]) -> bool:
+    return all(isinstance(child, int | float | None) for child in value[:1000])
+
+
 def _label(key: Value) -> str:
     if isinstance(key, str):
         return key[:120] if key.isprintable() and key else repr(key[:120])
@@ -231,7 +262,7 @@ def _array(value: Opaque) -> str | None:
 # JSON ------------------------------------------------------------------------------------------------------
 
 
-def document(value: Value, numbers: Mapping[str, float | int | bool] | None = None) -> Any:
+def document(value: Value, numbers: Numbers | None = None) -> Any:
     """Return ``value`` in the terms of JSON; what JSON has no word for is an object with one key in ``$``."""
     numbers = numbers or {}
     if isinstance(value, dict):
@@ -243,7 +274,7 @@ def document(value: Value, numbers: Mapping[str, float | int | bool] | None = No
     if isinstance(value, Opaque):
         return _object(value, numbers)
     if isinstance(value, TensorRef):
-        return tensor_document(value, numbers.get(value.fqn))
+        return tensor_document(value, number_of(value, numbers))
     if isinstance(value, bytes):
         return {"$bytes": len(value), "hex": value[:LONGEST_HEX].hex()}
     if isinstance(value, complex):
@@ -265,14 +296,17 @@ def tensor_document(ref: TensorRef, number: float | int | bool | None = None) ->
     return {"$tensor": found}
 
 
-def _mapping(pairs: list[tuple[Value, Value]], numbers: Mapping[str, float | int | bool]) -> Any:
+def _mapping(pairs: list[tuple[Value, Value]], numbers: Numbers) -> Any:
     names = [key if isinstance(key, str) else _label(key) for key, _ in pairs]
     if len(set(names)) != len(names):
         return {"$pairs": [[document(key, numbers), document(child, numbers)] for key, child in pairs]}
-    return {name: document(child, numbers) for name, (_, child) in zip(names, pairs, strict=True)}
+    return {
+        name: HIDDEN if name in SECRETS and child is not None else document(child, numbers)
+        for name, (_, child) in zip(names, pairs, strict=True)
+    }
 
 
-def _object(value: Opaque, numbers: Mapping[str, float | int | bool]) -> dict[str, Any]:
+def _object(value: Opaque, numbers: Numbers) -> dict[str, Any]:
     found: dict[str, Any] = {"$object": value.qualname}
     number = numpy_scalar_value(value)
     if number is not None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from ckpt_tools.rules import bytes, own, safetensors, texts, torch_files
+from ckpt_tools.rules import bytes, own, presence, runs, safetensors, saving, texts, torch_files, weight_files
 from ckpt_tools.rules.base import Rule
 
 CATALOGUE: tuple[Rule, ...] = tuple(
     sorted(
-        (*own.RULES, *bytes.RULES, *safetensors.RULES, *torch_files.RULES, *texts.RULES),
+        (
+            *own.RULES,
+            *saving.RULES,
+            *presence.RULES,
+            *weight_files.RULES,
+            *bytes.RULES,
+            *safetensors.RULES,
+            *torch_files.RULES,
+            *texts.RULES,
+            *runs.RULES,
+        ),
         key=lambda rule: rule.code,
     )
 )

@@ -60,8 +60,12 @@ def save_interrupted(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     detail = [*_progress(checkpoint, context), *_oldest(checkpoint, context)]
     if layout.name == "hf-trainer":
         detail.insert(0, f"a resume would stop: no such file {missing}")
-        yield Hit(f"the save did not end: {missing}, which is written last, is missing", "", detail=tuple(detail),
-                  help=_fall_back(context))
+        yield Hit(
+            f"the save did not end: {missing}, which is written last, is missing",
+            "",
+            detail=tuple(detail),
+            help=_fall_back(context),
+        )
         return
     yield Hit(
         f"the save may not have ended: {missing}, which is written last, is missing",
@@ -84,7 +88,10 @@ def _oldest(checkpoint: Checkpoint, context: Context) -> Iterator[str]:
         yield "it is the oldest of its run: a deletion that was cut short leaves the same"
 
 
-def _fall_back(context: Context) -> str:
+def _fall_back(context: Context) -> str | None:
+    """Return where else to look; for a whole run the checkpoint itself is named when all are checked."""
+    if not context.run.single:
+        return None
     return f"`ckpt latest {shlex.quote(run_directory(context.run))}` finds the newest one that can be resumed"
 
 
@@ -274,4 +281,3 @@ RULES: tuple[Rule, ...] = (
     name_ignored,
     incomplete_sentinel,
 )
-

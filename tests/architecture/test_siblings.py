@@ -11,7 +11,7 @@ from tests.architecture.package import modules
 # For each package, the modules that its own files may import.  They and ``__init__`` may import any of the package.
 SHARED = {
     "layouts": r"base|match|view|contents",
-    "containers": r"base|reader|kinds|pickle_\w+|torch_values|zip_directory",
+    "containers": r"base|reader|kinds|pickle_\w+|torch_values|torch_\w+_\w+|safetensors_\w+|zip_directory",
     "render": r"base",
     "rules": r"base",
     "cli": r"(?!cmd_)\w+",

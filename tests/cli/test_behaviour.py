@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,14 +121,24 @@ class TestVerify:
         assert lines[0] == "::error file=runs/a/a.pt,title=CK203 file-cut-short::the file is cut short"
         assert lines[1].startswith("1 error in 1 checkpoint")
 
+    def test_a_file_is_named_as_typed(self, library: Library, capsys: Capture, tmp_path: Path) -> None:
+        file = tmp_path / "a.pt"
+        file.touch()
+        library.answers = {str(file): report(BROKEN)}
+        main(["verify", "-q", str(file)])
+        main(["verify", "-q", "--format", "github", str(file)])
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == f"{file}: error[CK203]: the file is cut short"
+        assert second.startswith(f"::error file={file},")
+
     @pytest.mark.parametrize(
         ("words", "findings", "lines", "code"),
         [
             ([], [], [], 0),
             ([], [WARNED], [], 0),
-            ([], [WARNED, BROKEN], ["a.pt: error[CK203]: the file is cut short"], 1),
+            ([], [WARNED, BROKEN], ["out/a.pt: error[CK203]: the file is cut short"], 1),
             (["--fail-on", "warning"], [WARNED], ["out: warning[CK601]: two runs"], 1),
-            (["--for", "resume"], [MEANT], ["a.pt: note[CK120]: saved for inference"], 1),
+            (["--for", "resume"], [MEANT], ["out/a.pt: note[CK120]: saved for inference"], 1),
             (["--for", "inference"], [MEANT, BROKEN], [], 0),
         ],
     )
@@ -324,13 +335,13 @@ class TestStreams:
         done = subprocess.run(command, shell=True, cwd=REPOSITORY, capture_output=True, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
 
-    def test_an_ascii_terminal_gets_escapes(self, tmp_path: Any) -> None:
+    def test_an_ascii_terminal_gets_escapes(self, tmp_path: Path) -> None:
         os.symlink(REPOSITORY / RUN, tmp_path / "läuft")
         done = run("verify", str(tmp_path / "läuft"), env={**os.environ, "PYTHONIOENCODING": "ascii"})
         assert done.returncode == 0
         assert b"l\\xe4uft" in done.stdout
 
-    def test_latest_prints_the_exact_bytes_of_a_path(self, tmp_path: Any) -> None:
+    def test_latest_prints_the_exact_bytes_of_a_path(self, tmp_path: Path) -> None:
         name = os.fsencode(tmp_path) + b"/l\xe4uft\n"
         os.symlink(os.fsencode(REPOSITORY / RUN), name)
         done = run("latest", "-q", os.fsdecode(name))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ckpt_tools
-from ckpt_tools.core.errors import CkptError
 from ckpt_tools.model.findings import Finding, Severity
 from tests.differential import accepted, loaders
 from tests.differential.corpus import Subject
@@ -59,7 +58,7 @@ def judge(subject: Subject, seed: int, damage: Damage, directory: Path) -> Case:
     refusal = loaders.load(path, subject.container)
     try:
         findings = look(path)
-    except CkptError as error:
+    except Exception as error:  # noqa: BLE001 - nothing may come out of a damaged file but findings
         crash = Finding("-", "exception", Severity.FATAL, f"{type(error).__name__}: {error}", "")
         return Case(subject, seed, damage, refusal, (crash,), "CRASHED")
     bad = [finding for finding in findings if finding.severity >= Severity.ERROR]

@@ -25,7 +25,7 @@ def load(path: Path, container: str) -> str | None:
         if container == "safetensors":
             _safetensors(path)
         elif container == "json":
-            json.loads(path.read_text(encoding="utf-8"))
+            _json(path)
         else:
             _torch(path)
     except Exception as error:  # noqa: BLE001 - whatever the loader raises is its answer
@@ -37,6 +37,13 @@ def _safetensors(path: Path) -> None:
     with safetensors.safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a dictionary
             file.get_tensor(name)
+
+
+def _json(path: Path) -> None:
+    """As transformers reads its configurations and the trainer's state: strict UTF-8, an object at the top."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__}, not an object")
 
 
 def _torch(path: Path) -> None:

@@ -46,8 +46,8 @@ def shown(*findings: Finding, root: str = "out") -> list[str]:
     return list(text.render(Sample([Diagnostics(findings)]), root=root))
 
 
-def annotated(*blocks: Block, root: str = "out", closing: bool = True) -> list[str]:
-    return list(github.render(Sample(blocks), root=root, closing=closing))
+def annotated(*blocks: Block, base: str = "out", closing: bool = True) -> list[str]:
+    return list(github.render(Sample(blocks), base=base, closing=closing))
 
 
 class TestText:
@@ -123,7 +123,7 @@ class TestText:
         assert list(text.render(Sample([Text(("a",)), Text(("b",))]))) == ["a", "", "b"]
 
     def test_brief_is_one_line(self) -> None:
-        assert text.brief(CUT, "out") == "checkpoint-2000/optimizer.pt: error[CK203]: the file is cut short"
+        assert text.brief(CUT, "out") == "out/checkpoint-2000/optimizer.pt: error[CK203]: the file is cut short"
 
 
 class TestHostileNames:
@@ -161,7 +161,7 @@ class TestHostileNames:
         lines = [
             *text.render(Sample(blocks), root=HOSTILE),
             *text.render(Sample(blocks), root=HOSTILE, width=20),
-            *github.render(Sample(blocks), root=HOSTILE),
+            *github.render(Sample(blocks), base=HOSTILE),
             *json_lines.render(Sample(content=HOSTILE)),
             text.brief(finding, HOSTILE),
         ]
@@ -192,7 +192,7 @@ class TestGithub:
 
     def test_what_a_command_would_read_is_escaped(self) -> None:
         finding = Finding("CK1", "n", Severity.NOTE, "100% of a,b::c", "a,b:c%")
-        (line,) = annotated(Diagnostics((finding,)), root=".")
+        (line,) = annotated(Diagnostics((finding,)), base=".")
         assert line == "::notice file=a%2Cb%3Ac%25,title=CK1 n::100%25 of a,b::c"
 
     def test_a_line_cannot_become_a_command(self) -> None:
