@@ -40,13 +40,11 @@ def read(source: Source) -> Content:
     stacked = position = 0
     while position < size or not stacked:
         if stacked == MAX_STACKED:
-            detail = (f"they are not read from byte {position:,} on",)
-            problems.append(Problem("resource-bomb", f"more than {stacked:,} pickles in one file", detail))
+            rest = (f"they are not read from byte {position:,} on",)
+            problems.append(Problem("resource-bomb", f"more than {stacked:,} pickles in one file", rest))
             break
         try:
-            result = pickle_stream.read(
-                data, start=position, persistent=values.persistent, rebuild=values.rebuild
-            )
+            result = pickle_stream.read(data, start=position, persistent=values.persistent, rebuild=values.rebuild)
         except FormatError as error:
             if stacked and error.problem.kind != "resource-bomb":
                 facts["trailing_bytes"] = size - position
@@ -54,8 +52,8 @@ def read(source: Source) -> Content:
             offset = source.base + (error.problem.at.offset or 0)
             problem = replace(error.problem, at=Spot(offset=offset))
             if isinstance(error, pickle_stream.CutError):
-                detail = (f"has {size:,} bytes, and the pickle goes on", "pickle.load stops with \"Ran out of input\"")
-                problem = Problem("file-cut-short", "the file is cut short", detail, problem.at)
+                cut = (f"has {size:,} bytes, and the pickle goes on", 'pickle.load stops with "Ran out of input"')
+                problem = Problem("file-cut-short", "the file is cut short", cut, problem.at)
             problems.append(problem)
             break
         for name, count in result.globals.items():

@@ -73,6 +73,7 @@ _ERROR_KEYS = frozenset(
         *("documentation_url", "url", "path", "timestamp", "request_id", "requestid", "traceid"),
     }
 )
+_JSON = re.compile(r'\{\s*(?:["}]|\Z)|\[\s*(?:[\[{"\d\]-]|true\b|false\b|null\b|NaN\b|\Z)')
 _PHRASES = re.compile(
     r"(?:entry|file|page|repository|repo|revision|object|model)?\s*not found\b|access (?:to .{1,200} )?(?:is )?"
     r"(?:denied|restricted)|forbidden\b|unauthori[sz]ed|invalid (?:username|credentials|token|rev)|[45]\d\d[ :]|"
@@ -175,7 +176,7 @@ def _by_text(source: Source, head: bytes, expected: tuple[str, ...]) -> str:
     bare = text.lstrip()
     if bare.startswith("<"):
         return _markup(bare, expected)
-    if bare[:1] in ("{", "["):
+    if _JSON.match(bare):
         return _json(source, bare, hoped, expected)
     if hoped:
         return hoped

@@ -20,8 +20,9 @@ from threading import Lock
 from typing import Any
 
 from ckpt_tools.containers.base import FormatError
+from ckpt_tools.containers.pickle_machine import Broken, Machine, Refused
 from ckpt_tools.containers.pickle_scan import View
-from ckpt_tools.containers.pickle_walk import Broken, Refused, Walk
+from ckpt_tools.containers.pickle_walk import Walk
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.values import Opaque, Pairs, Value
@@ -86,7 +87,7 @@ def read(
     """Decode the pickle that begins at ``start`` of ``data``.
 
     ``persistent`` turns a persistent id into a value, ``rebuild`` an object that was just called (``args`` are
-    set, ``state`` and ``items`` are not yet) into another value.  ``view`` is optional and for speed: it gives, for plain tensors,
+    set, ``state`` and ``items`` are not yet) into another value.  ``view`` is for speed: it gives for plain tensors
     what the other two would give.  All must return at once and raise nothing.
 
     Raises:
@@ -142,7 +143,7 @@ def read_growing(
 # Objects that are harmless and come out plain --------------------------------------------------------------
 
 
-def _as_dict(walk: Walk, made: Opaque) -> Value:
+def _as_dict(walk: Machine, made: Opaque) -> Value:
     arguments = made.args[1:] if made.qualname.endswith("defaultdict") else made.args
     if not arguments:
         return {}
@@ -157,14 +158,14 @@ def _as_dict(walk: Walk, made: Opaque) -> Value:
     return made
 
 
-def _as_set(walk: Walk, made: Opaque) -> Value:
+def _as_set(walk: Machine, made: Opaque) -> Value:
     if len(made.args) == 1 and type(made.args[0]) in (list, tuple):
         walk.copied(len(made.args[0]))
         return Opaque(made.qualname, items=list(made.args[0]), called=True)
     return made
 
 
-def _as_bytes(walk: Walk, made: Opaque) -> Value:
+def _as_bytes(walk: Machine, made: Opaque) -> Value:
     if len(made.args) == 2 and isinstance(made.args[0], str) and made.args[1] in ("latin1", "latin-1"):
         walk.copied(len(made.args[0]) // 8)
         try:
@@ -174,23 +175,23 @@ def _as_bytes(walk: Walk, made: Opaque) -> Value:
     return made
 
 
-def _as_bytearray(walk: Walk, made: Opaque) -> Value:
+def _as_bytearray(walk: Machine, made: Opaque) -> Value:
     if not made.args:
         return b""
     return made.args[0] if len(made.args) == 1 and isinstance(made.args[0], bytes) else made
 
 
-def _as_complex(walk: Walk, made: Opaque) -> Value:
+def _as_complex(walk: Machine, made: Opaque) -> Value:
     if len(made.args) == 2 and all(type(part) is float for part in made.args):
         return complex(*made.args)
     return made
 
 
-def _as_tuple(walk: Walk, made: Opaque) -> Value:
+def _as_tuple(walk: Machine, made: Opaque) -> Value:
     return made.args[0] if len(made.args) == 1 and type(made.args[0]) is tuple else made
 
 
-_PLAIN: dict[str, Callable[[Walk, Opaque], Value]] = {
+_PLAIN: dict[str, Callable[[Machine, Opaque], Value]] = {
     "collections.OrderedDict": _as_dict,
     "collections.Counter": _as_dict,
     "collections.defaultdict": _as_dict,
@@ -243,6 +244,7 @@ def _settle(value: Value, odd: Mapping[int, tuple[dict[Any, Any], Pairs]], *, cu
     nodes: dict[int, _Node] = {}
     claimed: set[int] = set()
     opaque = False
+    level = 0
     work: list[Value | _Node] = [value]
     while work:
         item = work.pop()
@@ -253,10 +255,13 @@ def _settle(value: Value, odd: Mapping[int, tuple[dict[Any, Any], Pairs]], *, cu
             if type(item) is dict and odd and id(item) in odd:
                 new = odd[id(item)][1]
             parts = _parts(new)
-            opaque = opaque or type(new) is Opaque and new.called
+            opaque = opaque or (type(new) is Opaque and new.called)
             node = nodes[id(item)] = _Node(item, new, [part for part in parts if type(part) in _CONTAINERS])
             node.visits = 1 + len(parts)
             if node.kids:
+                level += 1
+                if level > MAX_DEPTH:
+                    raise Refused(f"containers are nested more than {MAX_DEPTH} deep")
                 work.append(node)
                 work.extend(node.kids)
             else:
@@ -277,6 +282,7 @@ def _settle(value: Value, odd: Mapping[int, tuple[dict[Any, Any], Pairs]], *, cu
                 if below.new is not kid:
                     changed[id(kid)] = below.new
         item.depth = depth + 1
+        level -= 1
         if changed:
             item.new = _replaced(item.new, changed)
     return nodes[id(value)], opaque

@@ -7,74 +7,27 @@ would put objects.  Every opcode costs at most what its own bytes, or a copy tha
 from __future__ import annotations
 
 from codecs import escape_decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
-from ckpt_tools.containers.pickle_scan import Memo, View
-from ckpt_tools.model.values import Opaque, Pairs, Value
+from ckpt_tools.containers.pickle_machine import MAX_LINE, Broken, Machine, Refused
+from ckpt_tools.model.values import Opaque, Value
 
 MAX_PROTOCOL = 5
 MAX_INT_BYTES = 1024
 MAX_INT_DIGITS = 2400
-MAX_LINE = 1 << 16
 MAX_MARKS = 10_000
-MAX_KEY = 4096
-MAX_CONTAINERS = 20_000_000
-SAFE_INT = 1 << 60
 
 _U2 = Struct("<H").unpack_from
 _I4 = Struct("<i").unpack_from
 _U4 = Struct("<I").unpack_from
 _U8 = Struct("<Q").unpack_from
 _F8 = Struct(">d").unpack_from
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_PLAIN_KEYS = frozenset((bool, float, type(None)))
 
 
-class Broken(Exception):
-    """The opcodes make no sense; ``cut`` where the bytes end too early."""
-
-    def __init__(self, reason: str, *, cut: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.cut = cut
-
-
-class Refused(Exception):
-    """The opcodes make sense and would cost far more than their size allows."""
-
-
-class Walk:
-    """One pickle, from ``start`` to its STOP opcode.
-
-    ``position`` is where the walk stands; ``odd`` holds, by ``id``, the dictionaries that got a key which cannot
-    be hashed cheaply, each with the pairs that stand for it.
-    """
-
-    def __init__(
-        self,
-        data: bytes,
-        start: int,
-        persistent: Callable[[Value], Value] | None,
-        rebuild: Callable[[Opaque], Value] | None,
-        view: View | None,
-        plain: Mapping[str, Callable[[Walk, Opaque], Value]],
-    ) -> None:
-        self.data = data
-        self.position = start
-        self.protocol = 0
-        self.globals: dict[str, int] = {}
-        self.odd: dict[int, tuple[dict[Any, Any], Pairs]] = {}
-        self.budget = min(1_000_000 + len(data) // 4, MAX_CONTAINERS)
-        self.copies = 1_000_000 + 2 * len(data)
-        self._persistent = persistent
-        self._rebuild = rebuild
-        self._plain = plain
-        self._stack: list[Any] = []
-        self._under: list[list[Any]] = []
-        self._memo = Memo(data, persistent, view)
-        self._tuple_keys = 4096
+class Walk(Machine):
+    """One pickle, from ``start`` to its STOP opcode."""
 
     def run(self) -> Value:
         """Walk to STOP and return the value on top of the stack.
@@ -92,7 +45,7 @@ class Walk:
         except KeyError as error:
             raise Broken(f"it refers to the value {error.args[0]}, which was not stored before") from None
 
-    def _run(self) -> Value:  # noqa: C901, PLR0912, PLR0915 - one chain, the most frequent opcodes first
+    def _run(self) -> Value:  # one chain, the most frequent opcodes first
         data, position, memo = self.data, self.position, self._memo
         size = len(data)
         stack: list[Any] = []
@@ -216,8 +169,9 @@ class Walk:
             elif op == 0x88:  # NEWTRUE
                 stack.append(True)
             elif op == 0x2E:  # STOP
+                value = stack.pop()
                 self.position = position
-                return stack.pop()
+                return value
             else:
                 rare = _RARE.get(op)
                 if rare is None:
@@ -226,112 +180,7 @@ class Walk:
                 rare(self)
                 stack, position, budget = self._stack, self.position, self.budget
             if budget < 0:
-                raise Refused(f"more than {min(1_000_000 + size // 4, MAX_CONTAINERS):,} containers in {size:,} bytes")
-
-    def copied(self, count: int) -> None:
-        """Account for ``count`` elements that one opcode copies out of a value it did not write itself."""
-        self.copies -= count
-        if self.copies < 0:
-            raise Refused("values are copied over and over")
-
-    def make_dict(self, pairs: list[tuple[Value, Value]]) -> Value:
-        """Return a dictionary of ``pairs``."""
-        result: dict[Any, Any] = {}
-        self._set(result, [value for pair in pairs for value in pair])
-        return result
-
-    # What opcodes do ---------------------------------------------------------------------------------------
-
-    def _cut(self) -> Broken:
-        return Broken("the bytes end inside an opcode", cut=True)
-
-    def _take(self, length: int) -> bytes:
-        end = self.position + length
-        if end > len(self.data):
-            raise self._cut()
-        piece = self.data[self.position : end]
-        self.position = end
-        return piece
-
-    def _line(self) -> bytes:
-        end = self.data.find(b"\n", self.position, self.position + MAX_LINE)
-        if end < 0:
-            if self.position + MAX_LINE < len(self.data):
-                raise Refused(f"a text of more than {MAX_LINE:,} bytes where a short line belongs")
-            raise self._cut()
-        line = self.data[self.position : end]
-        self.position = end + 1
-        return line
-
-    def _text(self, raw: bytes) -> str:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            pass
-        try:
-            return raw.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
-        except UnicodeDecodeError:
-            raise Broken("a text is not valid UTF-8") from None
-
-    def _lookup(self, key: Value) -> Value:
-        if self._persistent is None:
-            return Opaque("pickle.persistent_id", (key,), called=True)
-        return self._persistent(key)
-
-    def _call(self, target: Value, arguments: Value) -> Value:
-        if not isinstance(target, Opaque):
-            raise Broken(f"it calls a {type(target).__name__}")
-        if type(arguments) is not tuple:
-            raise Broken(f"it calls {target.qualname} with a {type(arguments).__name__} for its arguments")
-        made = Opaque(f"{target.qualname}()" if target.called else target.qualname, arguments, called=True)
-        plain = self._plain.get(made.qualname)
-        if plain is not None:
-            return plain(self, made)
-        return made if self._rebuild is None else self._rebuild(made)
-
-    def _set(self, target: Value, items: list[Value]) -> None:
-        if len(items) % 2:
-            raise Broken("a dictionary is given a key without a value")
-        if type(target) is dict:
-            pairs = self.odd.get(id(target)) if self.odd else None
-            if pairs is None:
-                keys = items[::2]
-                if all((type(key) is str and len(key) <= MAX_KEY) or self._hashable(key) for key in keys):
-                    target.update(zip(keys, items[1::2], strict=True))
-                    return
-                pairs = self.odd[id(target)] = (target, Pairs(list(target.items())))
-            pairs[1].pairs.extend(zip(items[::2], items[1::2], strict=True))
-        elif isinstance(target, Opaque):
-            target.items.extend(zip(items[::2], items[1::2], strict=True))
-        else:
-            raise Broken(f"it sets keys of a {type(target).__name__}")
-
-    def _hashable(self, key: Value) -> bool:
-        kind = type(key)
-        if kind is int:
-            return -SAFE_INT < key < SAFE_INT
-        if kind in _PLAIN_KEYS:
-            return True
-        if kind is str or kind is bytes:
-            return len(key) <= MAX_KEY
-        if kind is tuple and len(key) <= 16 and self._tuple_keys > 0:
-            self._tuple_keys -= 1
-            return all(type(part) is not tuple and self._hashable(part) for part in key)
-        return False
-
-    def _extend(self, target: Value, items: list[Value]) -> None:
-        if type(target) is list:
-            target.extend(items)
-        elif isinstance(target, Opaque):
-            target.items.extend(items)
-        else:
-            raise Broken(f"it appends to a {type(target).__name__}")
-
-    def _refer(self, module: str, name: str) -> None:
-        self.budget -= 1
-        qualname = f"{_RENAMED.get(module, module)}.{name}"
-        self.globals[qualname] = self.globals.get(qualname, 0) + 1
-        self._stack.append(Opaque(qualname))
+                raise Refused(f"more than {self.allowed:,} containers in {size:,} bytes")
 
     # Opcodes that are rare in what torch writes ------------------------------------------------------------
 
@@ -393,7 +242,7 @@ class Walk:
         if isinstance(target, Opaque):
             target.state = state
         elif isinstance(target, list | str | bytes | tuple | int | float | None):
-            raise Broken(f"it gives a {type(target).__name__} a state")
+            raise Broken(f"it gives a value of type {type(target).__name__} a state")
 
     def _unicode(self) -> None:
         end = self.data.find(b"\n", self.position)
@@ -489,7 +338,7 @@ class Walk:
         items, self._stack = self._stack, self._under.pop()
         target = self._stack[-1]
         if not isinstance(target, Opaque):
-            raise Broken(f"it adds to a {type(target).__name__}")
+            raise Broken(f"it adds to a value of type {type(target).__name__}")
         target.items.extend(items)
 
     def _pop(self) -> None:

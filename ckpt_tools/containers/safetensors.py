@@ -95,7 +95,7 @@ def _content(source: Source, length: int, header: Header) -> Content:
     problems = [
         *header.problems,
         *_summaries(header.faults, base),
-        *_ending(ranges, source.base, data_start, source.size),
+        *_ending(ranges, source, data_start, not header.faults),
     ]
     wrong = ranges.unreadable
     tensors: dict[str, TensorRef] = {}
@@ -119,8 +119,9 @@ def _position(row: Row) -> tuple[int, int]:
     return row[0], row[1]
 
 
-def _ending(ranges: Ranges, base: int, data_start: int, size: int) -> Iterator[Problem]:
-    """Compare where the data should end with where the file ends."""
+def _ending(ranges: Ranges, source: Source, data_start: int, alone: bool) -> Iterator[Problem]:
+    """Compare where the data should end with where the file ends; ``alone`` says that nothing else is wrong."""
+    base, size = source.base, source.size
     if ranges.clean_end > ranges.room:
         row = ranges.first_absent
         assert row is not None
@@ -148,7 +149,7 @@ def _ending(ranges: Ranges, base: int, data_start: int, size: int) -> Iterator[P
         f"{noun} the data",
         (f"the header accounts for {covered:,} bytes, the file has {size:,}", _UNCOVERED),
         Spot(offset=base + covered),
-        help="`ckpt repair` can cut them off",
+        help="`ckpt repair` can cut them off" if alone else None,
     )
 
 

@@ -67,6 +67,7 @@ class Ranges:
             why = f"ends at {end:,}, before it begins at {begin:,}"
             self.faults.add("tensor-entry-invalid", name, why, begin)
             self.unreadable.add(name)
+            self.spare += 1
             self._others = frozenset({before, before + (need or 0), begin, begin + (need or 0)})
             return
         span = end - begin

@@ -88,11 +88,11 @@ class _Reader:
         except FormatError as error:
             at = Spot(record=name, offset=self.source.base + position + (error.problem.at.offset or 0))
             if isinstance(error, pickle_stream.CutError):
-                detail = (
+                short = (
                     f"has {self.source.size:,} bytes and ends inside the {name}, pickle {number + 1} of 5",
                     "torch.load stops",
                 )
-                raise FormatError(Problem("file-cut-short", "the file is cut short", detail, at)) from None
+                raise FormatError(Problem("file-cut-short", "the file is cut short", short, at)) from None
             detail = (f"in the {name}, pickle {number + 1} of 5", *error.problem.detail)
             raise FormatError(replace(error.problem, detail=detail, at=at)) from None
         if number == 3:
@@ -136,13 +136,17 @@ class _Reader:
             room = max(0, source.size - position)
             if len(count) == 8 and int.from_bytes(count, "little") != storage.numel:
                 held = int.from_bytes(count, "little")
-                lines = (
+                sizes = (
                     f"storage {key} should have {storage.numel:,} elements, and says {held:,}",
                     "torch.load stops; what follows cannot be found",
                 )
                 self.problems.append(
-                    Problem("record-size-mismatch", "a storage has the wrong size", lines,
-                            Spot(record=key, offset=source.base + position - 8))  # fmt: skip
+                    Problem(
+                        "record-size-mismatch",
+                        "a storage has the wrong size",
+                        sizes,
+                        Spot(record=key, offset=source.base + position - 8),
+                    )
                 )
                 break
             if storage.nbytes > room or len(count) < 8:
@@ -155,16 +159,16 @@ class _Reader:
         else:
             if position > source.size:
                 whole = position
-                lines = (
+                ends = (
                     f"has {source.size:,} bytes and needs {whole:,}: {whole - source.size:,} more bytes are expected",
                     f"the first storage that is not whole is {first}, number {keys.index(first) + 1:,} of {len(keys):,}"
                     if first is not None
                     else "the storages are cut",
-                    "torch.load stops with \"unexpected EOF\"",
+                    'torch.load stops with "unexpected EOF"',
                 )
                 self.facts["expected_size"] = whole
                 self.problems.append(
-                    Problem("file-cut-short", "the file is cut short", lines, Spot(record=first, offset=source.size))
+                    Problem("file-cut-short", "the file is cut short", ends, Spot(record=first, offset=source.size))
                 )
             elif position < source.size:
                 self.facts["trailing_bytes"] = source.size - position
@@ -179,5 +183,3 @@ class _Reader:
                 if names:
                     detail = (*problem.detail, f"needed by {several(names)}")
                     self.problems[number] = replace(problem, detail=detail, at=replace(problem.at, tensor=names[0]))
-
-

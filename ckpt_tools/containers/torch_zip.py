@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_tools.containers import pickle_stream, zip_directory
+from ckpt_tools.containers import pickle_stream, torch_cut, zip_directory
 from ckpt_tools.containers.base import Content, FormatError, Record
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, REACH, STORED, Directory, Entry
@@ -19,7 +19,9 @@ MIN_VERSION, MAX_VERSION = 1, 10
 MAX_SMALL = 4096
 MAX_NOTED = 50
 _MARKS = ("..", "\\", "\0", ":")
-_OWN = frozenset(("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"))
+_OWN = frozenset(
+    ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+)
 
 
 def read(source: Source) -> Content:
@@ -35,7 +37,7 @@ def read(source: Source) -> Content:
         directory = zip_directory.read(source)
     except FormatError as error:
         if error.problem.kind == "file-cut-short":
-            return _cut(source, error.problem)
+            return torch_cut.describe(source, error.problem)
         return Content("torch-zip", source.size, readable=False, problems=(error.problem,))
     with pickle_stream.no_collection():
         return _Reader(source, directory).content()
@@ -105,20 +107,27 @@ class _Reader:
                 else "torch.load looks across them; a copy that is cut there would not be noticed",
             )
             self.problems.append(
-                Problem("bytes-around-archive", "bytes follow the archive", detail, Spot(offset=directory.end))
+                Problem(
+                    "bytes-around-archive",
+                    "bytes follow the archive",
+                    detail,
+                    Spot(offset=self.source.base + directory.end),
+                )
             )
         before = directory.begin
         if before or self.source.read(0, 4) != LOCAL:
             first = min((e.header for e in directory.entries if e.start >= 0), default=0)
             several_archives = before > 0 and self.source.read(0, 4) == LOCAL
-            detail = (
+            place = (
                 (f"the last archive begins at byte {before:,}; only that one was read",)
                 if several_archives
                 else (f"the first record begins at byte {first:,}",)
             )
             message = "the file holds several archives" if several_archives else "bytes precede the archive"
             refuses = "torch.load takes a file that does not begin with a zip record for something else, and stops"
-            self.problems.append(Problem("bytes-around-archive", message, (*detail, refuses), Spot(offset=0)))
+            self.problems.append(
+                Problem("bytes-around-archive", message, (*place, refuses), Spot(offset=self.source.base))
+            )
 
     def names(self, entries: list[Entry]) -> None:
         """Collect the members by name, the last of one name winning, as in torch."""
@@ -163,7 +172,7 @@ class _Reader:
         self.facts["torchscript"] = script
         if script:
             return "torchscript"
-        if any(name.endswith("data.pkl") for name in names) or f"{self.root}/version" in names and self.root:
+        if any(name.endswith("data.pkl") for name in names) or (self.root and f"{self.root}/version" in names):
             return "torch-zip"
         if any(name.startswith(f"{self.root}/data/") for name in names) and self.root:
             return "torch-zip"
@@ -252,8 +261,12 @@ class _Reader:
             raise FormatError(Problem("record-missing", "the pickle is missing", detail, Spot(record=name)))
         if entry.start < 0:
             raise FormatError(
-                Problem("pickle-damaged", "the pickle cannot be read", (f"{name} is not inside the file",),
-                        Spot(record=name))  # fmt: skip
+                Problem(
+                    "pickle-damaged",
+                    "the pickle cannot be read",
+                    (f"{name} is not inside the file",),
+                    Spot(record=name),
+                )
             )
         data = self.payload(entry, pickle_stream.MAX_BYTES)
         intact = zlib.crc32(data) == entry.crc32 if entry.crc32 else None
@@ -261,12 +274,12 @@ class _Reader:
         try:
             result = pickle_stream.read(data, persistent=values.persistent, rebuild=values.rebuild, view=values.view)
         except FormatError as error:
-            detail = error.problem.detail
+            said = error.problem.detail
             if intact is False:
-                detail += ("its checksum does not fit either: the bytes changed after they were written",)
+                said += ("its checksum does not fit either: the bytes changed after they were written",)
             offset = self.source.base + entry.start + (error.problem.at.offset or 0)
             at = Spot(record=name, offset=offset if entry.method == STORED else None)
-            raise FormatError(replace(error.problem, detail=detail, at=at)) from None
+            raise FormatError(replace(error.problem, detail=said, at=at)) from None
         self.facts["protocol"] = result.protocol
         return result
 
@@ -279,9 +292,8 @@ class _Reader:
         members, prefix = self.members, f"{self.root}/data/"
         for key, storage in values.storages.items():
             entry = members.get(prefix + key)
-            if entry is None or entry.size != storage.nbytes:
-                if storage.location != "meta":
-                    wrong.append((key, entry))
+            if (entry is None or entry.size != storage.nbytes) and storage.location != "meta":
+                wrong.append((key, entry))
         if not wrong:
             return
         users: dict[str, list[str]] = {key: [] for key, _ in wrong}
@@ -315,46 +327,3 @@ class _Reader:
 def _unsafe(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return name[:1] == "/" or ".." in parts or "\\" in name or "\0" in name or parts[0][1:2] == ":"
-
-
-# Files without a directory ---------------------------------------------------------------------------------
-
-
-def _cut(source: Source, problem: Problem) -> Content:
-    """Describe a file that is cut: the pickle comes first, and says how much should follow."""
-    lines = list(problem.detail)
-    values = TorchValues()
-    facts: dict[str, Any] = {}
-    value, tensors, found, globals_ = None, {}, False, {}
-    head = source.read(0, 30)
-    if head[:4] == LOCAL and len(head) == 30:
-        name_size = int.from_bytes(head[26:28], "little")
-        start = 30 + name_size + int.from_bytes(head[28:30], "little")
-        name = source.read(30, name_size).decode("utf-8", "backslashreplace")
-        if name.endswith("/data.pkl"):
-            facts["root"] = name.removesuffix("/data.pkl")
-            try:
-                length, result = pickle_stream.read_growing(source, start, values.persistent, values.rebuild, values.view)
-            except FormatError as error:
-                inside = isinstance(error, pickle_stream.CutError)
-                lines.append("it ends inside the pickle, which comes first" if inside else "the pickle is damaged as well")
-            else:
-                value, found, globals_ = result.value, True, result.globals
-                needed = start + length + sum(storage.nbytes for storage in values.storages.values())
-                share = min(99.9, 100 * source.size / needed) if needed else 0.0
-                tensors, _ = values.flatten(value)
-                lines.append(f"about {share:.3g} % is present: the pickle names {len(tensors):,} tensors, "
-                             f"{needed:,} bytes with their data")  # fmt: skip
-                facts["expected_size"] = needed
-    lines.append('torch.load stops with "failed finding central directory"')
-    return Content(
-        "torch-zip",
-        source.size,
-        found,
-        value,
-        tensors,
-        (),
-        globals_,
-        facts,
-        (replace(problem, detail=tuple(lines), at=Spot(offset=source.size)),),
-    )

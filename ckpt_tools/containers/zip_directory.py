@@ -79,7 +79,7 @@ def read(source: Source) -> Directory:
     """Return the directory of the zip archive in ``source``.
 
     Raises:
-        FormatError: ``file-cut-short`` without a directory, ``zip-damaged`` or ``resource-bomb`` with an impossible one.
+        FormatError: ``file-cut-short`` without a directory, ``zip-damaged`` or ``resource-bomb`` with a false one.
     """
     tail = _tail(source)
     central = tail.offset
@@ -119,7 +119,7 @@ def _tail(source: Source) -> _Tail:
         larger = _tail64(source, position, end)
         if larger is not None:
             found = larger
-        elif _FULL32 in (size, offset) or count == _FULL16 and size > _FULL16 * 200:
+        elif _FULL32 in (size, offset) or (count == _FULL16 and size > _FULL16 * 200):
             continue
         if found.offset + found.size <= found.position and (
             not found.count
@@ -175,9 +175,8 @@ def _central(raw: bytes, count: int, problems: list[Problem]) -> Iterator[tuple[
         if position + 46 > room:
             problems.append(_short(number, count))
             return
-        (
-            mark, _, _, flags, method, _, _, crc32, packed, size, name_size, extra_size, comment_size, disk, _, _, header,
-        ) = unpack(raw, position)  # fmt: skip
+        mark, _, _, flags, method, _, _, crc32, packed, size, *sizes, disk, _, _, header = unpack(raw, position)
+        name_size, extra_size, comment_size = sizes
         extra = position + 46 + name_size
         end = extra + extra_size + comment_size
         if mark != CENTRAL or end > room:
@@ -204,7 +203,9 @@ def _wide(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, 
         length = int.from_bytes(extra[at + 2 : at + 4], "little")
         if kind == 1:
             field_bytes = extra[at + 4 : at + 4 + length]
-            numbers = iter([int.from_bytes(field_bytes[i : i + 8], "little") for i in range(0, len(field_bytes) - 7, 8)])
+            numbers = iter(
+                [int.from_bytes(field_bytes[i : i + 8], "little") for i in range(0, len(field_bytes) - 7, 8)]
+            )
             size = next(numbers, size) if size == _FULL32 else size
             packed = next(numbers, packed) if packed == _FULL32 else packed
             header = next(numbers, header) if header == _FULL32 else header
@@ -228,7 +229,7 @@ def _locate(
     raw, first, last = b"", 0, 0
     reached, before = shift, -1
     for rank, number in enumerate(order):
-        name, header, packed, size = listed[number][:4]
+        name, header, packed = listed[number][:3]
         header += shift
         if header + 30 > central:
             _note(problems, noted, f"{name}: its place, byte {header:,}, is not inside the file", name, header)
@@ -238,7 +239,9 @@ def _locate(
             raw = source.read(first, last - first)
         mark, _, _, _, _, _, _, _, _, name_size, extra_size = unpack(raw, header - first)
         if mark != LOCAL:
-            _note(problems, noted, f"{name}: no record begins at byte {header:,}, where the directory says", name, header)
+            _note(
+                problems, noted, f"{name}: no record begins at byte {header:,}, where the directory says", name, header
+            )
             continue
         start = header + 30 + name_size + extra_size
         if start + packed > central:
@@ -263,7 +266,9 @@ def _locate(
     ]
 
 
-def _run(listed: list[tuple[str, int, int, int, int, int, int]], order: list[int], rank: int, shift: int, end: int) -> int:
+def _run(
+    listed: list[tuple[str, int, int, int, int, int, int]], order: list[int], rank: int, shift: int, end: int
+) -> int:
     """Return the end of the read that takes in this local header and those that follow it closely."""
     first = last = listed[order[rank]][1]
     for following in range(rank + 1, len(order)):
@@ -276,5 +281,7 @@ def _run(listed: list[tuple[str, int, int, int, int, int, int]], order: list[int
 
 def _note(problems: list[Problem], noted: int, text: str, name: str, offset: int) -> None:
     problems.append(
-        Problem("zip-damaged", "a record of the zip is damaged", (text,) if text else (), Spot(record=name, offset=offset))
+        Problem(
+            "zip-damaged", "a record of the zip is damaged", (text,) if text else (), Spot(record=name, offset=offset)
+        )
     )

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from ckpt_tools.containers import reader
@@ -219,7 +220,7 @@ class View:
         return [
             slot.value
             for slot in self.slots
-            if slot.quantity == quantity and isinstance(slot.value, int | float) and not isinstance(slot.value, bool)
+            if slot.quantity == quantity and _is_number(slot.value)
         ]
 
     def number(self, quantity: str) -> float | None:
@@ -278,7 +279,7 @@ class View:
     def step(self) -> int | None:
         """The step that the checkpoint itself states, its directory's number when it states none."""
         stated = self.number("step")
-        return int(stated) if stated is not None and stated == stated else self.checkpoint.step
+        return int(stated) if stated is not None and isfinite(stated) else self.checkpoint.step
 
     @cached_property
     def elsewhere(self) -> str | None:
@@ -306,6 +307,11 @@ class View:
         present = [place for place, role in enumerate(layout.order) if self.checkpoint.has(role)]
         rest = frozenset(layout.order[max(present, default=-1) + 1 :])
         return rest if layout.commit in rest else frozenset()
+
+
+def _is_number(value: Value) -> bool:
+    """Whether ``value`` is a real number that fits a float: a pickle's integers may have thousands of digits."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 64)
 
 
 def _plain(value: Value) -> Value:

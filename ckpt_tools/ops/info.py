@@ -92,14 +92,15 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
             metric = metric or describe.metric_name(view)
             rows.append(_row(checkpoint, view, use, metric))
             damaged, unreadable = damaged or _damaged(view), unreadable or bool(view.errors)
-            if newest is None or _outranks(checkpoint, use, newest.checkpoint):
+            if newest is None and checkpoint.path != "." and _usable(use):
                 newest = view
             else:
                 view.release()
             task.advance(1)
     rows.reverse()
     if newest is None and run.checkpoints:
-        newest = View(run.checkpoints[-1])
+        numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint.path != "."]
+        newest = View((numbered or list(run.checkpoints))[-1])
     if newest is not None and tensors:
         return _checkpoint(run, newest.checkpoint, settings, tensors, pattern)
     described = (newest.checkpoint.path, describe.describe(newest)) if newest else None
@@ -118,10 +119,8 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
     )
 
 
-def _outranks(checkpoint: Checkpoint, use: Use, chosen: Checkpoint) -> bool:
-    """Return whether an older, usable checkpoint tells more than the export that was met first."""
-    usable = use.verdicts[Purpose.RESUME] is not Verdict.BROKEN or use.verdicts[Purpose.INFERENCE] is Verdict.READY
-    return chosen.path == "." and usable
+def _usable(use: Use) -> bool:
+    return use.verdicts[Purpose.RESUME] is not Verdict.BROKEN or use.verdicts[Purpose.INFERENCE] is Verdict.READY
 
 
 def _row(checkpoint: Checkpoint, view: View, use: Use, metric: str | None) -> RunRow:

@@ -27,16 +27,16 @@ _SINCE_EVER = (
     "trial_name",
     "trial_params",
 )
-# The release of transformers with which a key came: read in ``TrainerState`` of 4.31 to 5.23.
-_ADDED = {
-    "eval_steps": "4.32",
-    "logging_steps": "4.32",
-    "save_steps": "4.32",
-    "num_input_tokens_seen": "4.36",
-    "train_batch_size": "4.36",
-    "stateful_callbacks": "4.41",
-    "best_global_step": "4.47",
-}
+# Added after 4.31: in 4.36 most of them, `stateful_callbacks` by 4.41, `best_global_step` by 4.57.
+_ADDED = (
+    "best_global_step",
+    "eval_steps",
+    "logging_steps",
+    "num_input_tokens_seen",
+    "save_steps",
+    "stateful_callbacks",
+    "train_batch_size",
+)
 # Fields that other trainers add to the class and read back themselves.
 _ELSEWHERE = frozenset({"episode", "last_model_checkpoint"})
 KNOWN = frozenset(_SINCE_EVER) | frozenset(_ADDED) | _ELSEWHERE
@@ -56,7 +56,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 63
 
 
 @rule("CK531", "state-unknown-key", Severity.ERROR, Part, impact=BREAKS_RESUME)
@@ -144,8 +146,8 @@ def state_value_invalid(part: Part, context: Context) -> Iterator[Hit]:
     state = _state(part, context) or {}
     checks = {
         "global_step": (lambda value: type(value) is int and value >= 0, "a whole number"),
-        "train_batch_size": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
-        "log_history": (lambda value: isinstance(value, list), "a list"),
+        "train_batch_size": (lambda value: type(value) is int, "a whole number"),
+        "log_history": (lambda value: value is None or isinstance(value, list), "a list"),
         "stateful_callbacks": (lambda value: value is None or isinstance(value, dict), "an object"),
     }
     for key, (is_right, wanted) in checks.items():

@@ -108,7 +108,18 @@ def copied_dictionary() -> bytes:
     """One dictionary, copied by a call of six bytes again and again."""
     pairs = b"".join(_text(f"k{n}") + b"N" for n in range(20_000))
     call = _get(1) + _get(0) + b"\x85R"
-    return PROTO2 + b"}(" + pairs + b"u" + _put(0) + b"ccollections\nOrderedDict\n" + _put(1) + b"(" + call * 50_000 + b"t."
+    return (
+        PROTO2
+        + b"}("
+        + pairs
+        + b"u"
+        + _put(0)
+        + b"ccollections\nOrderedDict\n"
+        + _put(1)
+        + b"("
+        + call * 50_000
+        + b"t."
+    )
 
 
 def copied_bytes() -> bytes:
@@ -130,7 +141,18 @@ def colliding_keys() -> bytes:
 def long_equal_keys() -> bytes:
     """Two equal keys of a megabyte, compared for every one of many assignments."""
     text = _text("k" * 1_000_000)
-    return PROTO2 + b"}" + text + _put(0) + b"0" + text + _put(1) + b"0(" + (_get(0) + b"N" + _get(1) + b"N") * 100_000 + b"u."
+    return (
+        PROTO2
+        + b"}"
+        + text
+        + _put(0)
+        + b"0"
+        + text
+        + _put(1)
+        + b"0("
+        + (_get(0) + b"N" + _get(1) + b"N") * 100_000
+        + b"u."
+    )
 
 
 def long_integer() -> bytes:

@@ -99,7 +99,7 @@ def test_repeated_keys_are_placed() -> None:
         (b'{"a": "\xc3', "looks cut after line 1"),
         (b'{"a', "looks cut after line 1"),
         (b"{\n  'a': 1}", "line 2 column 3"),
-        (b'{"a": 1,}', "there stands: }"),
+        (b'{"a": 1,}', "there stands: "),
         (b'{"a" 1}', "expecting ':' delimiter at line 1 column 6"),
         (b'{"a": 1}}', "the JSON ends at line 1 column 9; then comes: }"),
         (b'{"a": 1}\n{"b": 2}', "something follows"),

@@ -301,7 +301,9 @@ def test_trailing_bytes_say_where_to_cut() -> None:
     content = read(raw + b"xyz")
     assert content.facts["covered"] == len(raw)
     assert content.problems[0].message == "3 bytes follow the data"
+    assert content.problems[0].help is not None
     assert content.readable
+    assert read(compact({"a": entry("F99", [4], 0, 16)}, 17)).problems[-1].help is None
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -325,6 +327,7 @@ def test_hundreds_of_faults_are_one_problem_with_ten_names(cut: bool) -> None:
         # An entry without a range accounts for the hole where its bytes are, at the end too.
         ({"a": A, "b": None, "c": entry("U8", [3], 24, 27)}, 27, "tensor-entry-invalid", "b"),
         ({"a": A, "b": B, "c": None}, 27, "tensor-entry-invalid", "c"),
+        ({"a": entry("F32", [4], 16, 0), "b": B, "c": entry("U8", [3], 24, 27)}, 27, "tensor-entry-invalid", "a"),
         ({"a": entry("X", [4], 0, 16), "b": B}, 24, "unknown-dtype", "a"),
     ],
 )
