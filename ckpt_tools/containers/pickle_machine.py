@@ -143,7 +143,7 @@ class Machine:
     def _hashable(self, key: Value) -> bool:
         kind = type(key)
         if kind is int:
-            return -SAFE_INT < key < SAFE_INT
+            return bool(-SAFE_INT < key < SAFE_INT)
         if kind in _PLAIN_KEYS:
             return True
         if kind is str or kind is bytes:

@@ -175,7 +175,7 @@ def _as_bytes(walk: Machine, made: Opaque) -> Value:
     return made
 
 
-def _as_bytearray(walk: Machine, made: Opaque) -> Value:
+def _as_raw(walk: Machine, made: Opaque) -> Value:
     if not made.args:
         return b""
     return made.args[0] if len(made.args) == 1 and isinstance(made.args[0], bytes) else made
@@ -198,7 +198,8 @@ _PLAIN: dict[str, Callable[[Machine, Opaque], Value]] = {
     "builtins.dict": _as_dict,
     "builtins.set": _as_set,
     "builtins.frozenset": _as_set,
-    "builtins.bytearray": _as_bytearray,
+    "builtins.bytearray": _as_raw,
+    "builtins.bytes": _as_raw,
     "_codecs.encode": _as_bytes,
     "builtins.complex": _as_complex,
     "torch.Size": _as_tuple,

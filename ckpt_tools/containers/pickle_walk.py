@@ -19,6 +19,7 @@ MAX_INT_BYTES = 1024
 MAX_INT_DIGITS = 2400
 MAX_MARKS = 10_000
 
+_ONE_BYTE_FOLLOWS = b"hqK\x8c"
 _U2 = Struct("<H").unpack_from
 _I4 = Struct("<i").unpack_from
 _U4 = Struct("<I").unpack_from
@@ -39,7 +40,8 @@ class Walk(Machine):
         try:
             return self._run()
         except IndexError:
-            if self.position >= len(self.data):
+            data, at = self.data, self.position
+            if at >= len(data) or (at + 1 == len(data) and data[at] in _ONE_BYTE_FOLLOWS):
                 raise Broken("the bytes end before the pickle does", cut=True) from None
             raise Broken("an opcode takes more values than there are on the stack") from None
         except KeyError as error:

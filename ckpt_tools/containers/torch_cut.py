@@ -48,9 +48,12 @@ def describe(source: Source, problem: Problem) -> Content:
             tensors, _ = values.flatten(value)
             expected, first = _layout(source, root, start + length, values.storages.values())
             facts["expected_size"] = expected
-            share = min(99.9, 100 * source.size / expected)
+            share = 100 * source.size / expected
+            lines.append(f"the pickle names {len(tensors):,} tensors; with them it should have {expected:,} bytes")
             lines.append(
-                f"about {share:.3g} % of {expected:,} bytes is present; the pickle names {len(tensors):,} tensors"
+                f"about {min(share, 99.9):.3g} % is present"
+                if share < 100
+                else "it has them all: its end was overwritten rather than lost"
             )
             if first is not None:
                 users = [name for name, ref in tensors.items() if ref.storage_id == first]

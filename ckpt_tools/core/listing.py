@@ -148,8 +148,8 @@ def _entry(location: str) -> FileStat:
         return FileStat(Kind.DANGLING)
     link: str | None = None
     if stat.S_ISLNK(status.st_mode):
-        link = os.readlink(location)
         try:
+            link = os.readlink(location)
             status = os.stat(location)
         except OSError as error:
             kind = Kind.LOOP if error.errno == errno.ELOOP else Kind.DANGLING

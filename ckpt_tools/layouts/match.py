@@ -75,8 +75,8 @@ def run_directory(run: Run) -> str:
 
 def group(run: Run, checkpoint: Checkpoint) -> list[Checkpoint]:
     """Return the checkpoints that one training wrote: those in the same directory, the export left out."""
-    home = os.path.dirname(checkpoint.path)
-    return [other for other in run.checkpoints if os.path.dirname(other.path) == home and not is_export(run, other)]
+    home = checkpoint.path.rpartition("/")[0]
+    return [other for other in run.checkpoints if other.path.rpartition("/")[0] == home and not is_export(run, other)]
 
 
 def is_newest(run: Run, checkpoint: Checkpoint) -> bool:
@@ -109,12 +109,13 @@ def weights_only(run: Run, checkpoint: Checkpoint) -> bool:
     """Return whether neither this checkpoint nor one beside it has a file that only a resume reads."""
     if checkpoint.has(*_RESUMED):
         return False
-    return not any(roles_of(listing, checkpoint.layout) & _RESUMED for _, listing in beside(run, checkpoint))
+    return not any(has_role(listing, checkpoint.layout, *_RESUMED) for _, listing in beside(run, checkpoint))
 
 
-def roles_of(listing: Listing, layout: str) -> set[Role]:
-    """Return the roles that a layout gives to the entries of a listing."""
-    return {part.role for part in _claim(listing, [by_name(layout)])}
+def has_role(listing: Listing, layout: str, *roles: Role) -> bool:
+    """Return whether an entry of a listing has a name that a layout gives to one of ``roles``."""
+    patterns = [pattern.expression for pattern in by_name(layout).parts if pattern.role in roles]
+    return any(pattern.match(path) for pattern in patterns for path in listing.files)
 
 
 def open_stray(run: Run, stray: Stray) -> Checkpoint | None:

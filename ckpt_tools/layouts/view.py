@@ -55,6 +55,7 @@ class View:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.errors: dict[str, SourceError] = {}
+        self.crashes: dict[str, Exception] = {}
         self._contents: dict[str, Content | None] = {}
         self._source: Source | None = None
 
@@ -76,7 +77,9 @@ class View:
                 return reader.read(source, part.containers)
         except SourceError as error:
             self.errors[part.path] = error
-            return None
+        except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
+            self.crashes[part.path] = error
+        return None
 
     def need(self, role: Role) -> Need:
         """Return what the first of the checkpoint's layouts that knows ``role`` says it is needed for."""
@@ -217,11 +220,7 @@ class View:
 
     def numbers(self, quantity: str) -> list[float]:
         """Return the numeric values stored for ``quantity``, in the order of the layout's table."""
-        return [
-            slot.value
-            for slot in self.slots
-            if slot.quantity == quantity and _is_number(slot.value)
-        ]
+        return [slot.value for slot in self.slots if slot.quantity == quantity and _is_number(slot.value)]
 
     def number(self, quantity: str) -> float | None:
         return next(iter(self.numbers(quantity)), None)
@@ -293,8 +292,7 @@ class View:
     def empty(self) -> bool:
         """Whether the checkpoint has no file at all."""
         return all(
-            entry.kind is Kind.DIRECTORY or path.startswith(f"{SIDECAR}/")
-            for path, entry in self.listing.files.items()
+            entry.kind is Kind.DIRECTORY or path.startswith(f"{SIDECAR}/") for path, entry in self.listing.files.items()
         )
 
     @cached_property

@@ -63,8 +63,14 @@ def children(value: Value) -> Iterator[tuple[str, Value]]:
             yield ".items", value.items
 
 
+LONGEST_STEP = 1000
+"""Characters of a key that a key path shows: a key of megabytes would be copied once per place it is used in."""
+
+
 def step(key: Value) -> str:
     """Return how a dictionary key is written in a key path."""
+    if isinstance(key, str) and len(key) > LONGEST_STEP:
+        key = key[:LONGEST_STEP]
     if isinstance(key, str) and key and not any(mark in key for mark in '.[]"'):
         return f".{key}"
     if isinstance(key, str):

@@ -124,7 +124,7 @@ def _steps(value: Value, rest: str) -> Iterator[tuple[str, Value, str]]:
         elif name.startswith(f"{text}."):
             below[name[len(text) + 1 :]] = child
     if best is not None:
-        yield _step(best[0]), best[1], text[len(best[0]) :]
+        yield _step(best[0], value), best[1], text[len(best[0]) :]
     elif below:
         yield _step(text), below, ""
 

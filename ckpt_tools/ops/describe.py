@@ -132,7 +132,8 @@ def schedule(view: View) -> Schedule | None:
     if row is None:
         return Schedule(None, named)
     numbers = [(key.lstrip("_"), _short(state[key])) for key in row.shown if key in state]
-    return Schedule(row.kind, named, tuple(numbers), row.note)
+    unnamed = row.kind == "LambdaLR" and named is None
+    return Schedule("LambdaLR or MultiplicativeLR" if unnamed else row.kind, named, tuple(numbers), row.note)
 
 
 def _short(value: Value) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Checkpoint, Run
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Run
 from ckpt_tools.model.findings import HARMLESS, Finding, Purpose, Severity, Skipped, Verdict
 from ckpt_tools.rules import CATALOGUE
 from ckpt_tools.rules.base import Context, Hit, Rule, Settings
@@ -41,7 +41,7 @@ def check(
     for rule in CATALOGUE:
         if rule.subject is not Run and selection.wants(rule):
             findings += _apply(rule, checkpoint, context)
-    findings += _crashes(context, checkpoint)
+    findings += _crashes(context, checkpoint.path)
     return _settle(findings)
 
 
@@ -57,7 +57,7 @@ def check_run(
     for rule in CATALOGUE:
         if rule.subject is Run and selection.wants(rule):
             findings += [_finding(rule, hit, ".") for hit in _guarded(rule, run, context)]
-    return findings + [_finding(rule, hit, ".") for rule, hit in _crash_hits(context)]
+    return findings + _crashes(context, ".")
 
 
 def _apply(rule: Rule, checkpoint: Checkpoint, context: Context) -> Iterator[Finding]:
@@ -79,19 +79,20 @@ def _guarded(rule: Rule, subject: object, context: Context) -> list[Hit]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # noqa: BLE001 - a crash of a rule is a finding
-        place = getattr(subject, "path", "")
-        text = f"rule {rule.code} ({rule.name}) failed: {type(error).__name__}: {error}"
-        context.state.setdefault("crashes", []).append(Hit(text, "" if place == "." else place))
+        place = subject.path if isinstance(subject, Part) else ""
+        context.crashes.append(Hit(f"rule {rule.code} ({rule.name}) failed: {_told(error)}", place))
         return []
 
 
-def _crash_hits(context: Context) -> Iterator[tuple[Rule, Hit]]:
-    (rule,) = (rule for rule in CATALOGUE if rule.name == "rule-crashed")
-    return ((rule, hit) for hit in context.state.get("crashes", ()))
+def _crashes(context: Context, base: str) -> list[Finding]:
+    """Return a finding for every rule and every reader of ours that failed."""
+    rule = next(rule for rule in CATALOGUE if rule.name == "rule-crashed")
+    unread = [Hit(f"reading it failed: {_told(error)}", path) for path, error in context.view.crashes.items()]
+    return [_finding(rule, hit, base) for hit in (*unread, *context.crashes)]
 
 
-def _crashes(context: Context, checkpoint: Checkpoint) -> list[Finding]:
-    return [_finding(rule, replace(hit, path=""), checkpoint.path) for rule, hit in _crash_hits(context)]
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _finding(rule: Rule, hit: Hit, base: str) -> Finding:

@@ -111,7 +111,7 @@ FILES: tuple[ErrorText, ...] = (
         "the file was written under numpy 2 and is read under numpy 1",
         (r"no module named '?numpy\._core",),
         (
-            "pickles written under numpy 2 name numpy._core, which numpy before 1.26.1 does not have; the file is healthy",
+            "the file is healthy: pickles written under numpy 2 name numpy._core, which is new in numpy 1.26.1",
             "install numpy 1.26.1 or newer",
         ),
         (INFO, "pip install 'numpy>=1.26.1'"),
@@ -126,7 +126,6 @@ FILES: tuple[ErrorText, ...] = (
             "resuming without the rng file works too: only the order of random numbers is lost",
         ),
         (VERIFY, INFO),
-        ("unsafe-globals",),
     ),
     ErrorText(
         "weights-only-operand",
@@ -150,7 +149,6 @@ FILES: tuple[ErrorText, ...] = (
             "look at the names before you allow them: whoever wrote the file chooses what they do",
         ),
         (VERIFY, INFO),
-        ("unsafe-globals",),
         general=True,
     ),
     ErrorText(
@@ -180,7 +178,7 @@ FILES: tuple[ErrorText, ...] = (
         ),
         ("the file was rewritten or damaged in the middle; a tensor in it cannot be read", _AGAIN),
         (VERIFY, LATEST),
-        ("record-missing",),
+        ("record-missing", "record-size-mismatch"),
     ),
     ErrorText(
         "legacy-cut",
@@ -199,7 +197,7 @@ FILES: tuple[ErrorText, ...] = (
             _AGAIN,
         ),
         (VERIFY, LATEST),
-        ("file-cut-short",),
+        ("file-cut-short", "trailing-bytes"),
     ),
     ErrorText(
         "safetensors-header-large",
@@ -210,7 +208,7 @@ FILES: tuple[ErrorText, ...] = (
             "the limit of 100 MB that the message speaks of has nothing to do with it",
         ),
         (VERIFY,),
-        ("git-lfs-pointer", "unknown-bytes"),
+        ("git-lfs-pointer", "wrong-format"),
     ),
     ErrorText(
         "safetensors-header-cut",
@@ -218,6 +216,7 @@ FILES: tuple[ErrorText, ...] = (
         (r"InvalidHeaderLength", r"invalid header length"),
         ("nothing but the beginning is there: an interrupted save or copy", _AGAIN),
         (VERIFY, LATEST),
+        ("file-cut-short",),
     ),
     ErrorText(
         "safetensors-header-small",
@@ -242,6 +241,7 @@ FILES: tuple[ErrorText, ...] = (
             _AGAIN,
         ),
         (VERIFY, "pip install -U safetensors"),
+        ("zero-filled", "header-unreadable", "unknown-dtype"),
     ),
     ErrorText(
         "safetensors-tensor",
@@ -254,19 +254,20 @@ FILES: tuple[ErrorText, ...] = (
         ),
         ("a tensor's shape, dtype and place do not fit together: damage, or a faulty writer", _AGAIN),
         (VERIFY,),
+        ("tensor-size-mismatch", "tensor-overlap", "tensor-gap"),
     ),
     ErrorText(
         "pickle-cut",
-        "a pickle is empty or cut short",
-        (r"pickle data was truncated", r"ran out of input"),
-        ("an interrupted save or copy; 0 bytes are what a crash or a full disk leaves", _AGAIN),
+        "a pickle is cut short",
+        (r"pickle data was truncated",),
+        ("the file ends in the middle: an interrupted save or copy", _AGAIN),
         (VERIFY, LATEST),
-        ("empty-file", "pickle-damaged"),
+        ("pickle-damaged",),
     ),
     ErrorText(
         "empty-file",
         "the file is empty",
-        (r"\bEOFError\b",),
+        (r"\bEOFError\b", r"ran out of input"),
         ("torch stops at a file of 0 bytes with an EOFError that says nothing more", _AGAIN),
         (VERIFY, LATEST),
         ("empty-file",),
@@ -287,6 +288,7 @@ FILES: tuple[ErrorText, ...] = (
         (r"PytorchStreamReader failed",),
         ("its list of contents, or a record that it names, cannot be read", _AGAIN),
         (VERIFY, LATEST),
+        ("file-cut-short", "record-missing"),
         general=True,
     ),
 )

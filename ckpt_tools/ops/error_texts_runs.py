@@ -10,11 +10,11 @@ RUNS: tuple[ErrorText, ...] = (
         "the save was interrupted: trainer_state.json was never written",
         (r"(?:no such file|FileNotFound)[^\n]{0,400}trainer_state\.json", r"trainer_state\.json[^\n]{0,80}not found"),
         (
-            "the Trainer writes trainer_state.json last; without it the save was killed on the way (preempted, out of memory)",
+            "the Trainer writes trainer_state.json last; without it the save was killed (preempted, out of memory)",
             "resuming picks the directory with the highest number and does not look inside",
         ),
         (LATEST, VERIFY),
-        (),
+        ("save-interrupted",),
     ),
     ErrorText(
         "best-model-gone",
@@ -25,6 +25,7 @@ RUNS: tuple[ErrorText, ...] = (
             "transformers 5 sets it to null when it resumes; older versions stop at the end of the training",
         ),
         ("ckpt info {path}:trainer_state.json:best_model_checkpoint", VERIFY),
+        ("best-model-missing",),
     ),
     ErrorText(
         "disk-full",
@@ -42,13 +43,14 @@ RUNS: tuple[ErrorText, ...] = (
             "make room, then let the run go on from the newest whole checkpoint",
         ),
         (LATEST, VERIFY, "df -h {run}"),
+        ("file-cut-short", "save-interrupted"),
     ),
     ErrorText(
         "placeholder",
         "an empty placeholder was saved in place of the weights (DeepSpeed ZeRO-3)",
         (r"torch\.Size\(\[0\]\) from checkpoint", r"shape torch\.Size\(\[0\]\)"),
         (
-            "under ZeRO-3 each process holds a part, and what was saved is the empty rest; the training itself was fine",
+            "under ZeRO-3 each process holds a part, and what was saved is the empty rest; the training was fine",
             "the weights are in global_step*/ of the checkpoint if it has one: gather them with zero_to_fp32.py",
             "for the next run set stage3_gather_16bit_weights_on_model_save to true",
         ),
@@ -96,17 +98,17 @@ RUNS: tuple[ErrorText, ...] = (
             "something was frozen or unfrozen, or LoRA and full tuning were mixed; an optimizer's state has no names",
             "resume with the same parameters trainable, or without optimizer.pt and scheduler.pt",
         ),
-        ("ckpt info {path}", VERIFY),
+        (INFO, VERIFY),
     ),
     ErrorText(
         "optimizer-order",
         "the optimizer's state was loaded for other parameters, or in another order",
         (r"the size of tensor a \(\d+\) must match the size of tensor b \(\d+\)",),
         (
-            "same number of parameters, other order: torch does not compare shapes when it loads, only the first step fails",
+            "same number of parameters, other order: torch compares no shapes when it loads, the first step fails",
             "if this came from optimizer.step(), compare the shapes in optimizer.pt with the model's",
         ),
-        ("ckpt info {path}/optimizer.pt", VERIFY),
+        (INFO, VERIFY),
     ),
     ErrorText(
         "world-size",
@@ -117,6 +119,7 @@ RUNS: tuple[ErrorText, ...] = (
             "resume on that number, or convert to a universal checkpoint first (ds_to_universal.py)",
         ),
         (INFO, VERIFY),
+        ("world-size",),
     ),
     ErrorText(
         "rank-files",
@@ -131,6 +134,7 @@ RUNS: tuple[ErrorText, ...] = (
             "list the ranks, and copy what the other nodes have into the same directory",
         ),
         ("ls {path}/global_step*", VERIFY),
+        ("rank-files-gap",),
     ),
     ErrorText(
         "deepspeed-latest",
@@ -160,6 +164,7 @@ RUNS: tuple[ErrorText, ...] = (
         ),
         ("the index names a file that is not there: an interrupted copy, or a download of only some files",),
         (VERIFY, LATEST),
+        ("shard-missing",),
     ),
     ErrorText(
         "no-valid-checkpoint",
@@ -174,6 +179,7 @@ RUNS: tuple[ErrorText, ...] = (
             "no weights file at all gives the same message",
         ),
         (INFO, LATEST),
+        ("weights-missing", "saved-without-optimizer"),
     ),
     ErrorText(
         "old-state",

@@ -112,7 +112,7 @@ def named_path(text: str) -> str | None:
             if path and not _CODE_FILE.search(path) and "\0" not in path and len(path) < 1024:
                 found.append(path)
     for path in found:
-        match = _CHECKPOINT.search(path)
-        if match:
-            return path[: match.end()]
+        inside = _CHECKPOINT.search(path)
+        if inside:
+            return path[: inside.end()]
     return found[0] if found else None

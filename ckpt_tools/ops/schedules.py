@@ -55,10 +55,10 @@ _OPTIMIZERS: tuple[Fingerprint, ...] = (
     _row("exp_avg_sq_row", "Adafactor", ""),
     _row("exp_avg_sq RMS", "Adafactor", ""),
     _row("projector", "GaLore", ""),
+    _row("exp_avg exp_avg_sq mu_product", "NAdam", ""),
     _row("exp_avg exp_avg_sq", "Adam", ""),
     _row("z exp_avg_sq", "schedule-free", ""),
     _row("exp_avg exp_inf", "Adamax", ""),
-    _row("mu_product", "NAdam", ""),
     _row("square_avg acc_delta", "Adadelta", ""),
     _row("square_avg", "RMSprop", ""),
     _row("prev", "Rprop", ""),
@@ -88,12 +88,18 @@ def optimizer(state: Mapping[Any, Value]) -> str | None:
             break
     for row in _OPTIMIZERS:
         if row.keys <= keys:
-            if row.kind == "Adam":
-                return "AdamW" if group.get("decoupled_weight_decay") is True else "Adam or AdamW"
-            return row.kind
+            return _adam(group) if row.kind == "Adam" else row.kind
     if not keys and "momentum" in group and "nesterov" in group:
         return "SGD without momentum"
     return None
+
+
+def _adam(group: Mapping[Any, Value]) -> str:
+    """Tell the members of Adam's family apart by the fields of their groups; older torch stored no difference."""
+    decoupled = group.get("decoupled_weight_decay")
+    if "amsgrad" not in group:
+        return "RAdam" if decoupled is not None else "of Adam's family"
+    return "Adam or AdamW" if decoupled is None else "AdamW" if decoupled else "Adam"
 
 
 def trained(state: Mapping[Any, Value]) -> int | None:

@@ -1,4 +1,4 @@
-"""Which library versions wrote a checkpoint, which it needs, and which are installed here, from their metadata alone."""
+"""Which library versions wrote a checkpoint, which it needs, and which are installed here, by metadata alone."""
 
 from __future__ import annotations
 

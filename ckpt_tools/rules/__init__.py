@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from ckpt_tools.rules import bytes, own, presence, runs, safetensors, saving, texts, torch_files, weight_files
+from ckpt_tools.rules import (
+    adapters,
+    bytes,
+    index,
+    model_tensors,
+    optimizer,
+    own,
+    presence,
+    runs,
+    safetensors,
+    safety,
+    saving,
+    state,
+    steps,
+    texts,
+    torch_files,
+    weight_files,
+)
 from ckpt_tools.rules.base import Rule
 
 CATALOGUE: tuple[Rule, ...] = tuple(
@@ -16,7 +33,14 @@ CATALOGUE: tuple[Rule, ...] = tuple(
             *safetensors.RULES,
             *torch_files.RULES,
             *texts.RULES,
+            *index.RULES,
+            *model_tensors.RULES,
+            *adapters.RULES,
+            *steps.RULES,
+            *optimizer.RULES,
+            *state.RULES,
             *runs.RULES,
+            *safety.RULES,
         ),
         key=lambda rule: rule.code,
     )

@@ -28,6 +28,10 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _modules(found: list[Any]) -> str:
+    return f"{len(found):,} module{'' if len(found) == 1 else 's'}"
+
+
 def _config(part: Part, view: View) -> Mapping[Any, Value]:
     """Return the adapter_config.json beside an adapter, empty when there is none."""
     for other, value in view.values(Role.ADAPTER_CONFIG):
@@ -64,19 +68,23 @@ def _whole_number(value: Value) -> int | None:
 def adapter_rank_mismatch(part: Part, context: Context) -> Iterator[Hit]:
     """The rank of a LoRA adapter's tensors is not the `r` of its config, or its two halves have different ranks.
 
-    **Why it matters.** The adapter is built from the config; loading tensors of another rank stops with `size mismatch`.
-    Mostly the config and the weights are of different runs.
+    **Why it matters.** The adapter is built from the config; loading tensors of another rank stops with `size
+    mismatch`. Mostly the config and the weights are of different runs.
 
-    **How to repair.** Set `r` in `adapter_config.json` to the rank of the tensors, or copy the config that belongs here.
+    **How to repair.** Set `r` in `adapter_config.json` to the rank of the tensors, or copy the config that belongs
+    here.
 
-    **Known exceptions.** Every rank that `rank_pattern` names is right; with `target_parameters` several experts lie in one
-    tensor, so that multiples are. Kinds other than LoRA (AdaLoRA prunes ranks, VeRA shares its matrices) are left alone.
+    **Known exceptions.** Every rank that `rank_pattern` names is right; with `target_parameters` several experts lie
+    in one tensor, so that multiples are. Kinds other than LoRA (AdaLoRA prunes ranks, VeRA shares its matrices) are
+    left alone.
     """
     config = _config(part, context.view)
     rank = _whole_number(config.get("r"))
     if part.role is not Role.ADAPTER or _kind(config) != "LORA" or config.get("use_bdlora"):
         return
-    ranks = {rank, *(_whole_number(value) for value in (as_mapping(config.get("rank_pattern")) or {}).values())} - {None}
+    ranks = {rank, *(_whole_number(value) for value in (as_mapping(config.get("rank_pattern")) or {}).values())} - {
+        None
+    }
     several = bool(config.get("target_parameters"))
     wrong: list[tuple[str, str]] = []
     for (module, _), sides in _sides(_tensors(part, context)).items():
@@ -88,11 +96,13 @@ def adapter_rank_mismatch(part: Part, context: Context) -> Iterator[Hit]:
     if wrong:
         stated = " or ".join(str(number) for number in sorted(number for number in ranks if number))
         yield Hit(
-            f"{len(wrong):,} module{'' if len(wrong) == 1 else 's'} of the adapter {'has' if len(wrong) == 1 else 'have'} "
-            "another rank than the config says",
+            f"the adapter has another rank than its config says, in {_modules(wrong)}",
             part.path,
             Spot(tensor=wrong[0][0]),
-            (f"the config says {stated or 'nothing'}; {wrong[0][0]}: {wrong[0][1]}", _listed([name for name, _ in wrong])),
+            (
+                f"the config says {stated or 'nothing'}; {wrong[0][0]}: {wrong[0][1]}",
+                _listed([name for name, _ in wrong]),
+            ),
         )
 
 
@@ -113,7 +123,8 @@ def adapter_prefix(part: Part, context: Context) -> Iterator[Hit]:
 
     **How to repair.** Rename the tensors; no tensor byte needs to change.
 
-    **Known exceptions.** Prompt tuning and its kin have one tensor without a prefix: only names with `lora_` are looked at.
+    **Known exceptions.** Prompt tuning and its kin have one tensor without a prefix: only names with `lora_` are
+    looked at.
     """
     names = [name for name in _tensors(part, context) if _LORA.match(name)]
     wrong = [name for name in names if not name.startswith(PREFIX) or _WRAPPED.search(name)]
@@ -134,8 +145,8 @@ def adapter_prefix(part: Part, context: Context) -> Iterator[Hit]:
 def adapter_pair_missing(part: Part, context: Context) -> Iterator[Hit]:
     """A module of a LoRA adapter has `lora_A` without `lora_B`, or the other way round.
 
-    **Why it matters.** The missing half keeps its fresh value, in silence: without B the module has no effect, without A
-    what was learned is multiplied with noise.
+    **Why it matters.** The missing half keeps its fresh value, in silence: without B the module has no effect,
+    without A what was learned is multiplied with noise.
 
     **How to repair.** The values are not here: copy the file again, or fall back to an older checkpoint.
     """
@@ -149,8 +160,7 @@ def adapter_pair_missing(part: Part, context: Context) -> Iterator[Hit]:
     alone = [f"{module}.lora_{next(iter(found))}" for (module, _), found in sides.items() if len(found) == 1]
     if alone:
         yield Hit(
-            f"{len(alone):,} module{'' if len(alone) == 1 else 's'} of the adapter {'has' if len(alone) == 1 else 'have'} "
-            "only one half of a pair",
+            f"the adapter has only one half of a pair in {_modules(alone)}",
             part.path,
             Spot(tensor=alone[0]),
             (_listed(alone),),
@@ -161,8 +171,8 @@ def adapter_pair_missing(part: Part, context: Context) -> Iterator[Hit]:
 def base_model_missing(part: Part, context: Context) -> Iterator[Hit]:
     """The adapter names a base model by an absolute path that does not exist on this machine.
 
-    **Why it matters.** An adapter is of no use without its base. A resume takes the model that the training script loads;
-    loading the adapter alone (`AutoPeftModel`) stops.
+    **Why it matters.** An adapter is of no use without its base. A resume takes the model that the training script
+    loads; loading the adapter alone (`AutoPeftModel`) stops.
 
     **How to repair.** Give the base model's place here when you load the adapter, or write it into
     `base_model_name_or_path` of `adapter_config.json`.

@@ -46,14 +46,14 @@ class Context:
     """What a rule may look at besides its subject.
 
     ``view`` is the checkpoint at hand.  ``views`` are those of the whole run by checkpoint path; only rules about
-    runs read them.
+    runs read them.  ``crashes`` collects the rules that failed.
     """
 
     run: Run
     settings: Settings
     view: View
     views: Mapping[str, View] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
+    crashes: list[Hit] = field(default_factory=list)
 
     def content(self, part: Part) -> Content | None:
         return self.view.content(part)

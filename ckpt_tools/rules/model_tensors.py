@@ -95,8 +95,8 @@ def no_tensors(part: Part, context: Context) -> Iterator[Hit]:
 def empty_tensors(part: Part, context: Context) -> Iterator[Hit]:
     """Tensors of an adapter, or most tensors of a weights file, have size 0.
 
-    **Why it matters.** ZeRO-3 leaves placeholders of shape `[0]` in place of parameters that live on other ranks. Loading
-    says `size mismatch ... torch.Size([0]) from checkpoint`.
+    **Why it matters.** ZeRO-3 leaves placeholders of shape `[0]` in place of parameters that live on other ranks.
+    Loading says `size mismatch ... torch.Size([0]) from checkpoint`.
 
     **How to repair.** Run `zero_to_fp32.py` where the checkpoint has a `global_step*` directory; otherwise fall back.
 
@@ -123,13 +123,13 @@ def empty_tensors(part: Part, context: Context) -> Iterator[Hit]:
 def embedding_rows(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The embedding has another number of rows than `vocab_size` of the config says.
 
-    **Why it matters.** `from_pretrained` builds the model from the config and refuses weights of another shape. Mostly the
-    embedding was resized for new tokens and the config was not, or the config is of another model.
+    **Why it matters.** `from_pretrained` builds the model from the config and refuses weights of another shape.
+    Mostly the embedding was resized for new tokens and the config was not, or the config is of another model.
 
     **How to repair.** Set `vocab_size` in `config.json` to the number of rows.
 
-    **Known exceptions.** Any `..vocab_size` of the config may be meant, nested ones too: one that fits is enough. More rows than
-    tokens, rounded up to a multiple of 8, are padding and a note.
+    **Known exceptions.** Any `..vocab_size` of the config may be meant, nested ones too: one that fits is enough.
+    More rows than tokens, rounded up to a multiple of 8, are padding and a note.
     """
     sizes = set(_vocabularies(context.view.config or {}))
     tables = [
@@ -168,11 +168,11 @@ def output_layer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[H
 
     **Why it matters.** The layer is initialised afresh, with one warning, and the model writes noise.
 
-    **How to repair.** If the embeddings are in truth tied, set `tie_word_embeddings` to true in `config.json`; otherwise
-    the layer is lost: fall back to an older checkpoint.
+    **How to repair.** If the embeddings are in truth tied, set `tie_word_embeddings` to true in `config.json`;
+    otherwise the layer is lost: fall back to an older checkpoint.
 
-    **Known exceptions.** A config that does not mention `tie_word_embeddings`: for many models tied is the default. Models
-    without a language head, and checkpoints of which a shard is missing.
+    **Known exceptions.** A config that does not mention `tie_word_embeddings`: for many models tied is the default.
+    Models without a language head, and checkpoints of which a shard is missing.
     """
     config = context.view.config or {}
     architectures = config.get("architectures")
@@ -197,13 +197,13 @@ def output_layer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[H
 def prefixed_names(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """Names of the weights carry a wrapper's prefix: `module.` of DDP, `_orig_mod.` of `torch.compile`, and the like.
 
-    **Why it matters.** Loading is not strict: a name that the model does not have is ignored, and the parameter keeps a
-    fresh random value, at resume and in `from_pretrained`.
+    **Why it matters.** Loading is not strict: a name that the model does not have is ignored, and the parameter keeps
+    a fresh random value, at resume and in `from_pretrained`.
 
     **How to repair.** Take the prefix off the names; no tensor byte needs to change.
 
-    **Known exceptions.** Files of plain loops, which wrap the model before they load it. accelerate loads into the wrapped
-    model, so that `_orig_mod.` belongs there: a note. `module.` counts only at the beginning of a name.
+    **Known exceptions.** Files of plain loops, which wrap the model before they load it. accelerate loads into the
+    wrapped model, so that `_orig_mod.` belongs there: a note. `module.` counts only at the beginning of a name.
     """
     names = list(context.view.weights)
     found = [name for name in names if _LEADING.match(name) or _WRAPPED.search(name)]
@@ -236,8 +236,8 @@ def _prefix(name: str) -> str:
 def mixed_dtypes(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The weights are stored in another float type than the config names, or in two types of some size each.
 
-    **Why it matters.** float32 files of a bfloat16 model take twice the disk; loaders cast in silence. Norms and routers
-    are often kept in float32 on purpose.
+    **Why it matters.** float32 files of a bfloat16 model take twice the disk; loaders cast in silence. Norms and
+    routers are often kept in float32 on purpose.
 
     **How to repair.** Nothing needs to be done. To halve the size load it in the config's type and save it again.
     """

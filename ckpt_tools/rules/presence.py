@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from ckpt_tools.core.listing import Kind, Listing
 from ckpt_tools.layouts import by_name
-from ckpt_tools.layouts.match import beside, is_export, is_file, roles_of, weights_only
+from ckpt_tools.layouts.match import beside, has_role, is_export, is_file, weights_only
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import (
     BREAKS_ALL,
@@ -23,7 +24,9 @@ from ckpt_tools.model.findings import (
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _STATES = (Role.OPTIMIZER, Role.SCHEDULER, Role.RNG)
-_LIKE_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|msgpack|h5|gguf|npz)\Z")
+_LIKE_WEIGHTS = re.compile(
+    r"(?:^|/)(?!optim)[^/]+(?<!optimizer)\.(?:safetensors|bin|pt|pth|ckpt|msgpack|h5|gguf|npz)\Z"
+)
 _BOTH = "a resume loads optimizer and scheduler only if both are there; now it starts both afresh without a word"
 _COST = "the moments are lost and the learning rate starts again at step 0, warm-up included"
 
@@ -41,9 +44,9 @@ def _lacks(checkpoint: Checkpoint, context: Context, role: Role) -> bool:
 
 
 def _others_have(checkpoint: Checkpoint, context: Context, role: Role) -> str | None:
-    """Return the name of a checkpoint of the same training that has a file with ``role``."""
-    found = beside(context.run, checkpoint)
-    return next((name for name, listing in found if role in roles_of(listing, checkpoint.layout)), None)
+    """Return the name of a checkpoint of the same training that has a file with ``role``; a few are looked at."""
+    few = islice(beside(context.run, checkpoint), 16)
+    return next((name for name, listing in few if has_role(listing, checkpoint.layout, role)), None)
 
 
 def _directories(listing: Listing) -> Iterator[str]:
@@ -73,7 +76,7 @@ def weights_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         return
     if checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX) or context.view.elsewhere:
         return
-    others = [path for path in checkpoint.unclaimed if _LIKE_WEIGHTS.search(path) and "optim" not in path.lower()]
+    others = [path for path in checkpoint.unclaimed if _LIKE_WEIGHTS.search(path)]
     if not others:
         only = checkpoint.first(Role.ADAPTER_CONFIG)
         yield Hit(f"the adapter's weights are missing, {only.path} is here" if only else "the weights are missing")

@@ -152,11 +152,11 @@ def nothing_left(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **How to repair.** To train on, raise `num_train_epochs` or `max_steps`.
     """
-    if is_file(context.run) or is_export(context.run, checkpoint) or not is_newest(context.run, checkpoint):
-        return
     state = context.view.state or {}
     step, last = state.get("global_step"), state.get("max_steps")
-    if isinstance(step, int) and isinstance(last, int) and 0 < last <= step:
+    if is_file(context.run) or is_export(context.run, checkpoint) or not isinstance(step, int):
+        return
+    if isinstance(last, int) and 0 < last <= step and is_newest(context.run, checkpoint):
         yield Hit(f"step {step:,} of {last:,}: nothing left to train")
 
 

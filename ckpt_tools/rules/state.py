@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from math import isclose, isnan
-from typing import Any
+from typing import Any, TypeGuard
 
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, HARMLESS, Severity, Spot
@@ -55,7 +56,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _number(value: Value) -> bool:
+def _number(value: Value) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) < 1 << 63
@@ -65,8 +66,8 @@ def _number(value: Value) -> bool:
 def state_unknown_key(part: Part, context: Context) -> Iterator[Hit]:
     """`trainer_state.json` has a key that no `TrainerState` up to transformers 5.23 has.
 
-    **Why it matters.** The file is expanded into the arguments of a class: an unknown key is a `TypeError`, and the resume
-    dies. A key of a newer transformers does the same to an older one.
+    **Why it matters.** The file is expanded into the arguments of a class: an unknown key is a `TypeError`, and the
+    resume dies. A key of a newer transformers does the same to an older one.
 
     **How to repair.** Remove keys of your own; for a newer file resume with the transformers that wrote it.
 
@@ -90,9 +91,9 @@ def state_unknown_key(part: Part, context: Context) -> Iterator[Hit]:
 def state_key_missing(part: Part, context: Context) -> Iterator[Hit]:
     """`trainer_state.json` lacks a key that every version writes.
 
-    **Why it matters.** A missing key silently takes its default. Without `global_step` the training starts again at step
-    1 with the old optimizer and schedule; without `log_history` the history is lost; without `train_batch_size` a resume
-    by transformers 4.36 or newer stops with a `TypeError`. The others are computed again.
+    **Why it matters.** A missing key silently takes its default. Without `global_step` the training starts again at
+    step 1 with the old optimizer and schedule; without `log_history` the history is lost; without `train_batch_size`
+    a resume by transformers 4.36 or newer stops with a `TypeError`. The others are computed again.
 
     **How to repair.** `global_step` is the number of the directory; copy the rest from a neighbouring checkpoint.
 
@@ -137,14 +138,14 @@ def _no_batch_size(part: Part, *, old: bool) -> Hit:
 def state_value_invalid(part: Part, context: Context) -> Iterator[Hit]:
     """A value of `trainer_state.json` that a resume computes with is of the wrong type.
 
-    **Why it matters.** `global_step` and `train_batch_size` are divided by, `log_history` is appended to: a null or a text
-    there stops the resume with a `TypeError`, some way into it.
+    **Why it matters.** `global_step` and `train_batch_size` are divided by, `log_history` is appended to: a null or a
+    text there stops the resume with a `TypeError`, some way into it.
 
-    **How to repair.** Write the number: `global_step` is the number of the directory, `train_batch_size` the batch per
-    process.
+    **How to repair.** Write the number: `global_step` is the number of the directory, `train_batch_size` the batch
+    per process.
     """
     state = _state(part, context) or {}
-    checks = {
+    checks: dict[str, tuple[Callable[[Value], bool], str]] = {
         "global_step": (lambda value: type(value) is int and value >= 0, "a whole number"),
         "train_batch_size": (lambda value: type(value) is int, "a whole number"),
         "log_history": (lambda value: value is None or isinstance(value, list), "a list"),
@@ -160,8 +161,8 @@ def state_value_invalid(part: Part, context: Context) -> Iterator[Hit]:
 def log_history_order(part: Part, context: Context) -> Iterator[Hit]:
     """The steps in `log_history` fall, or go beyond `global_step`.
 
-    **Why it matters.** The file was edited, or put together from two runs; a best step or a curve read from it misleads. A
-    resume does not look at it.
+    **Why it matters.** The file was edited, or put together from two runs; a best step or a curve read from it
+    misleads. A resume does not look at it.
 
     **How to repair.** Cut the entries that do not belong to this run.
 
@@ -176,7 +177,7 @@ def log_history_order(part: Part, context: Context) -> Iterator[Hit]:
         for place, entry in enumerate(history)
         if isinstance(entry, dict) and _number(entry.get("step")) and not isnan(entry["step"])
     ]
-    for (_, before), (place, step) in zip(steps, steps[1:], strict=False):
+    for (_, before), (place, step) in pairwise(steps):
         if step < before:
             at = Spot(key=f"log_history[{place}].step")
             yield Hit("the steps of log_history fall", part.path, at, (f"step {step:,} comes after step {before:,}",))

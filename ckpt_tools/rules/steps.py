@@ -44,7 +44,8 @@ def _paired(view: View) -> bool:
 class _Steps:
     """The trainer's, the schedule's and the optimizer's step.
 
-    ``rates`` is whether the last two agree on the rates, ``mixed`` whether the log tells that both are of another step.
+    ``rates`` is whether the last two agree on the rates, ``mixed`` whether the log tells that both are of another
+    step.
     """
 
     trainer: int
@@ -86,8 +87,8 @@ def _steps(view: View) -> _Steps | None:
 def _mixed(view: View, schedule: int, trainer: int) -> bool:
     """Whether the rate logged at the trainer's step is not that of a schedule which is at ``schedule`` then.
 
-    A schedule that was started afresh on the way gives the rate of its own step again; one from another checkpoint has a
-    rate that was logged when the trainer was there, and the rate logged last is another.
+    A schedule that was started afresh on the way gives the rate of its own step again; one from another checkpoint
+    has a rate that was logged when the trainer was there, and the rate logged last is another.
     """
     history, last = (view.state or {}).get("log_history"), view.number("last-lr")
     if not isinstance(history, list) or last is None or trainer - schedule < 2 or view.checkpoint.has(Role.SCALER):
@@ -95,9 +96,7 @@ def _mixed(view: View, schedule: int, trainer: int) -> bool:
     rates = {
         entry["step"]: entry["learning_rate"]
         for entry in history
-        if isinstance(entry, dict)
-        and type(entry.get("step")) is int
-        and isinstance(entry.get("learning_rate"), float)
+        if isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("learning_rate"), float)
     }
     if trainer not in rates or schedule not in rates or isclose(rates[trainer], rates[schedule], rel_tol=_SINGLE):
         return False
@@ -141,8 +140,8 @@ def _said(steps: _Steps) -> str:
 def step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The number in the directory's name is not `global_step` of `trainer_state.json`.
 
-    **Why it matters.** The newest checkpoint is chosen by name, and training then goes on from `global_step`: steps are
-    done twice or left out, and rotation deletes the wrong directories.
+    **Why it matters.** The newest checkpoint is chosen by name, and training then goes on from `global_step`: steps
+    are done twice or left out, and rotation deletes the wrong directories.
 
     **How to repair.** If the other files agree with `global_step`, rename the directory; if they agree with the name,
     `trainer_state.json` is of another checkpoint.
@@ -165,12 +164,12 @@ def scheduler_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
 
     **Why it matters.** The learning rate follows the schedule's own count: it lags behind, or runs ahead, for ever.
 
-    **How to repair.** Set `last_epoch` and the rates to the step (`ckpt set-step`), or take the scheduler's file of the
-    same step.
+    **How to repair.** Set `last_epoch` and the rates to the step (`ckpt set-step`), or take the scheduler's file of
+    the same step.
 
-    **Known exceptions.** With a gradient scaler skipped steps are not counted. A multiple of the step: accelerate steps once
-    per process. Plateau and greedy count evaluations, and sequential ones per phase. Where the optimizer lags by the
-    same amount both were started afresh, or skipped steps together: a note.
+    **Known exceptions.** With a gradient scaler skipped steps are not counted. A multiple of the step: accelerate
+    steps once per process. Plateau and greedy count evaluations, and sequential ones per phase. Where the optimizer
+    lags by the same amount both were started afresh, or skipped steps together: a note.
     """
     steps = _steps(context.view)
     if steps is None or steps.schedule in (None, steps.trainer, checkpoint.step) or steps.apart or steps.multiple:
@@ -192,13 +191,14 @@ def scheduler_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
 def optimizer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The optimizer's own `step` is above `global_step`, or far below it.
 
-    **Why it matters.** It only corrects the bias of young moments, but it tells that the optimizer is of another step than
-    the rest, or was started afresh on the way.
+    **Why it matters.** It only corrects the bias of young moments, but it tells that the optimizer is of another step
+    than the rest, or was started afresh on the way.
 
     **How to repair.** Take the optimizer's file of the same step, if there is one.
 
-    **Known exceptions.** Steps that a gradient scaler skipped. Parameters that got no gradient have a lower step: only the
-    highest counts. Optimizers without a count (SGD, schedule-free). Where the schedule lags as much, see CK502.
+    **Known exceptions.** Steps that a gradient scaler skipped. Parameters that got no gradient have a lower step:
+    only the highest counts. Optimizers without a count (SGD, schedule-free). Where the schedule lags as much, see
+    CK502.
     """
     steps = _steps(context.view)
     if steps is None or steps.optimizer is None or steps.apart or steps.optimizer in (steps.trainer, steps.schedule):
@@ -218,14 +218,14 @@ def optimizer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
 def parts_of_different_steps(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The files of the checkpoint are of different steps, and two of them prove it.
 
-    **Why it matters.** A copy put files of two checkpoints together, or a save over an older one was cut. The resume works,
-    and goes on with moments or rates of another time.
+    **Why it matters.** A copy put files of two checkpoints together, or a save over an older one was cut. The resume
+    works, and goes on with moments or rates of another time.
 
     **How to repair.** Copy the checkpoint again from its source, or fall back (`ckpt latest RUN`).
 
-    **Known exceptions.** Proof is needed: schedule and optimizer agree on a step beyond the trainer's, or on one whose rate
-    is not the one logged last; or one of them is of another step and its rates are too. Lower steps alone may be
-    skipped steps or a fresh start (CK502).
+    **Known exceptions.** Proof is needed: schedule and optimizer agree on a step beyond the trainer's, or on one
+    whose rate is not the one logged last; or one of them is of another step and its rates are too. Lower steps alone
+    may be skipped steps or a fresh start (CK502).
     """
     steps = _steps(context.view)
     if steps is None or steps.apart is None or steps.apart[1] == checkpoint.step:
@@ -241,13 +241,13 @@ def parts_of_different_steps(checkpoint: Checkpoint, context: Context) -> Iterat
 def rates_disagree(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The learning rates in the optimizer's groups are not the schedule's `_last_lr`.
 
-    **Why it matters.** With a LambdaLR both are set in one go. The optimizer's rate is used for the first step after a resume
-    and the schedule's from then on: an edit of one alone does not do what was meant.
+    **Why it matters.** With a LambdaLR both are set in one go. The optimizer's rate is used for the first step after
+    a resume and the schedule's from then on: an edit of one alone does not do what was meant.
 
     **How to repair.** Set the rate in both files (`ckpt set-lr` does).
 
-    **Known exceptions.** Other schedules than LambdaLR, schedule-free optimizers, and several optimizers side by side. In the
-    file of a plain loop, which may set rates itself, it is a warning.
+    **Known exceptions.** Other schedules than LambdaLR, schedule-free optimizers, and several optimizers side by
+    side. In the file of a plain loop, which may set rates itself, it is a warning.
     """
     steps = _steps(context.view)
     wrong = _rates(context.view, "lr", "last-lr")
@@ -268,7 +268,8 @@ def rates_disagree(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 def initial_rates_disagree(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """`initial_lr` of the optimizer's groups is not the schedule's `base_lrs`.
 
-    **Why it matters.** A resume uses `base_lrs`; `initial_lr` has no effect then. It tells that one of the two was edited.
+    **Why it matters.** A resume uses `base_lrs`; `initial_lr` has no effect then. It tells that one of the two was
+    edited.
 
     **How to repair.** Set the rate in all places (`ckpt set-lr` does).
 
@@ -289,8 +290,8 @@ def initial_rates_disagree(checkpoint: Checkpoint, context: Context) -> Iterator
 def scheduler_lengths(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The schedule has another number of rates than the optimizer has groups.
 
-    **Why it matters.** `base_lrs` and `_last_lr` have one rate per group; torch stops with a `ValueError` at the first
-    step of the schedule. A wrong `lr_lambdas` alone is not noticed.
+    **Why it matters.** `base_lrs` and `_last_lr` have one rate per group; torch stops with a `ValueError` at the
+    first step of the schedule. A wrong `lr_lambdas` alone is not noticed.
 
     **How to repair.** Scheduler and optimizer are of different runs: take both from one checkpoint.
 

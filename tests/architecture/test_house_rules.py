@@ -31,6 +31,7 @@ OS_DOORS: dict[str, frozenset[str]] = {
     "core/source.py": frozenset({"open", "close", "fstat", "preadv", "O_RDONLY", "O_CLOEXEC", "O_NONBLOCK"}),
     "core/space.py": frozenset({"statvfs"}),
     "core/listing.py": frozenset({"stat", "lstat", "listdir", "readlink"}),
+    "core/space.py": frozenset({"statvfs"}),
     "ops/probe.py": frozenset({"write"}),
     "cli/__init__.py": frozenset({"environ"}),
     "cli/console.py": frozenset({"environ", "devnull", "open", "O_WRONLY", "dup2", "close"}),

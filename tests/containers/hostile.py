@@ -104,6 +104,11 @@ def deep_reduce() -> bytes:
     return body + _get(0) * 100_000 + b")" + b"R" + b"\x85R" * 99_999 + STOP
 
 
+def call_of_calls() -> bytes:
+    """The result of a call is called, and so on: a name that grew with it would be copied each time."""
+    return PROTO2 + b"cm\nf\n" + b")R" * 200_000 + STOP
+
+
 def copied_dictionary() -> bytes:
     """One dictionary, copied by a call of six bytes again and again."""
     pairs = b"".join(_text(f"k{n}") + b"N" for n in range(20_000))
@@ -196,6 +201,7 @@ BOMBS: tuple[Callable[[], bytes], ...] = (
     global_flood,
     deep_lists,
     deep_reduce,
+    call_of_calls,
     copied_dictionary,
     copied_bytes,
     colliding_keys,

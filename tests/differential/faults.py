@@ -17,12 +17,16 @@ Change = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``change`` is given the checkpoint's directory; ``child``: a resume may kill its process."""
+    """``change`` is given the checkpoint's directory; ``child``: a resume may kill its process.
+
+    ``moved`` is the name under which the change leaves the checkpoint, where it is not the old one.
+    """
 
     name: str
     fixture: str
     change: Change
     child: bool = False
+    moved: str | None = None
 
 
 # how files are changed
@@ -71,8 +75,7 @@ def directory_instead(name: str) -> Change:
 def in_json(name: str, edit: Callable[[dict[str, Any]], object]) -> Change:
     def change(directory: Path) -> None:
         value = json.loads((directory / name).read_text())
-        result = edit(value)
-        value = value if result is None else result
+        edit(value)
         (directory / name).write_text(json.dumps(value, indent=2))
 
     return change
@@ -88,7 +91,7 @@ def in_torch(name: str, edit: Callable[[Any], Any], **how: Any) -> Change:
 
         value = torch.load(directory / name, weights_only=False)
         result = edit(value)
-        torch.save(value if result is None else result, directory / name, **how)
+        torch.save(result if isinstance(result, dict | list) else value, directory / name, **how)
 
     return change
 
@@ -99,7 +102,7 @@ def in_weights(name: str, edit: Callable[[dict[str, Any]], Any]) -> Change:
 
         tensors = load_file(directory / name)
         result = edit(tensors)
-        save_file(tensors if result is None else result, directory / name, metadata={"format": "pt"})
+        save_file(result if isinstance(result, dict) else tensors, directory / name, metadata={"format": "pt"})
 
     return change
 
@@ -112,8 +115,8 @@ def keys(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda value: value.update(values)
 
 
-def without(*names: str) -> Callable[[dict[str, Any]], None]:
-    return lambda value: [value.pop(name) for name in names] and None
+def without(*names: str) -> Callable[[dict[str, Any]], object]:
+    return lambda value: tuple(value.pop(name) for name in names)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9000\n"
@@ -179,12 +182,16 @@ def _numpy_rate(value: Any) -> None:
         group["lr"] = numpy.float64(group["lr"])
 
 
-def _each_group(**changes: Any) -> Callable[[Any], None]:
-    return lambda value: [group.update(changes) for group in value["param_groups"]] and None
+def _each_group(**changes: Any) -> Callable[[Any], object]:
+    return lambda value: tuple(group.update(changes) for group in value["param_groups"])
 
 
-def _steps(number: float) -> Callable[[Any], None]:
-    return lambda value: [entry["step"].fill_(number) for entry in value["state"].values()] and None
+def _each_without(name: str) -> Callable[[Any], object]:
+    return lambda value: tuple(group.pop(name) for group in value["param_groups"])
+
+
+def _steps(number: float) -> Callable[[Any], object]:
+    return lambda value: tuple(entry["step"].fill_(number) for entry in value["state"].values())
 
 
 def _prefixed(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -202,7 +209,7 @@ def _to_bfloat16(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(name: str, value: float) -> Callable[[dict[str, Any]], None]:
-    return lambda tensors: tensors[name].fill_(value) and None
+    return lambda tensors: tensors[name].fill_(value)
 
 
 def _cut_rows(name: str, rows: int) -> Callable[[dict[str, Any]], None]:
@@ -252,7 +259,7 @@ def _moved_outside(directory: Path) -> None:
     (directory / FIRST).rename(directory.parent / "outside.safetensors")
     _map_edit(
         lambda names: names.update({name: "../outside.safetensors" for name, file in names.items() if file == FIRST})
-    )(directory)
+  )(directory)
 
 
 def _swapped_shards(directory: Path) -> None:
@@ -298,7 +305,17 @@ def _defaulted(value: Any) -> Any:
     return made
 
 
-_last_group = lambda value: value["param_groups"].pop() and None  # noqa: E731
+def _last_group(value: Any) -> None:
+    value["param_groups"].pop()
+
+
+def _first_entry(value: Any) -> None:
+    del value["state"][0]
+
+
+def _first_second_factor(tensors: dict[str, Any]) -> None:
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+
 
 FAULTS: tuple[Fault, ...] = (
     # nothing wrong, and things that only look wrong
@@ -308,7 +325,7 @@ FAULTS: tuple[Fault, ...] = (
     full("sidecar", lambda directory: (directory / ".ckpt-tools" / "journal").mkdir(parents=True)),
     full("stray-files", both(holds("notes.txt", b"hello"), holds(".tmpAb12Cd", bytes(4000)))),
     full("weights-linked", _linked),
-    full("renamed-directory", lambda directory: None),  # the test itself renames
+    Fault("directory-renamed", FULL, lambda directory: directory.rename(directory.parent / "checkpoint-40"), moved="checkpoint-40"),
     # files that are not there
     full("weights-missing", gone(WEIGHTS)),
     full("optimizer-missing", gone(OPTIMIZER)),
@@ -459,24 +476,24 @@ FAULTS: tuple[Fault, ...] = (
     # optimizer.pt
     full("optimizer-group-less", in_torch(OPTIMIZER, _last_group)),
     full("optimizer-group-more", in_torch(OPTIMIZER, lambda v: v["param_groups"].append(dict(v["param_groups"][0], params=[])))),
-    full("optimizer-group-shorter", in_torch(OPTIMIZER, lambda v: v["param_groups"][0]["params"].pop() and None)),
+    full("optimizer-group-shorter", in_torch(OPTIMIZER, lambda v: v["param_groups"][0]["params"].pop())),
     full("optimizer-groups-swapped", in_torch(OPTIMIZER, _swapped_groups)),
     full("optimizer-without-groups", in_torch(OPTIMIZER, without("param_groups"))),
     full("optimizer-without-state", in_torch(OPTIMIZER, without("state"))),
     full("optimizer-state-empty", in_torch(OPTIMIZER, lambda v: v.update(state={}))),
-    full("optimizer-entry-missing", in_torch(OPTIMIZER, lambda v: v["state"].pop(0) and None)),
+    full("optimizer-entry-missing", in_torch(OPTIMIZER, _first_entry)),
     full("optimizer-entry-text-key", in_torch(OPTIMIZER, lambda v: v.update(state={str(k): x for k, x in v["state"].items()}))),
     full("optimizer-entry-more", in_torch(OPTIMIZER, lambda v: v["state"].update({99: v["state"][0]}))),
-    full("optimizer-moment-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("exp_avg_sq") is None)),
-    full("optimizer-step-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("step") is None)),
+    full("optimizer-moment-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("exp_avg_sq"))),
+    full("optimizer-step-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("step"))),
     full("optimizer-moment-shape", in_torch(OPTIMIZER, lambda v: _moment((3, 5))(v)), child=True),
     full("optimizer-moment-scalar", in_torch(OPTIMIZER, lambda v: _moment(())(v)), child=True),
     full("optimizer-moment-shape-unfused", in_torch(OPTIMIZER, _unfused)),
     full("optimizer-moment-nan", in_torch(OPTIMIZER, _nan)),
     full("optimizer-moments-swapped", in_torch(OPTIMIZER, _swapped_moments)),
-    full("optimizer-betas-missing", in_torch(OPTIMIZER, lambda v: [g.pop("betas") for g in v["param_groups"]] and None)),
-    full("optimizer-rate-missing", in_torch(OPTIMIZER, lambda v: [g.pop("lr") for g in v["param_groups"]] and None)),
-    full("optimizer-initial-rate-missing", in_torch(OPTIMIZER, lambda v: [g.pop("initial_lr") for g in v["param_groups"]] and None)),
+    full("optimizer-betas-missing", in_torch(OPTIMIZER, _each_without("betas"))),
+    full("optimizer-rate-missing", in_torch(OPTIMIZER, _each_without("lr"))),
+    full("optimizer-initial-rate-missing", in_torch(OPTIMIZER, _each_without("initial_lr"))),
     full("optimizer-group-key-more", in_torch(OPTIMIZER, _each_group(mine=1))),
     full("optimizer-rate-none", in_torch(OPTIMIZER, _each_group(lr=None))),
     full("optimizer-rate-numpy", in_torch(OPTIMIZER, _numpy_rate)),
@@ -487,9 +504,9 @@ FAULTS: tuple[Fault, ...] = (
     full("optimizer-defaultdict", in_torch(OPTIMIZER, _defaulted)),
     full("optimizer-of-another-step", _other_steps(OPTIMIZER, "checkpoint-2")),
     # scheduler.pt
-    full("scheduler-base-rates-shorter", in_torch(SCHEDULER, lambda v: v["base_lrs"].pop() and None)),
-    full("scheduler-last-rates-shorter", in_torch(SCHEDULER, lambda v: v["_last_lr"].pop() and None)),
-    full("scheduler-lambdas-shorter", in_torch(SCHEDULER, lambda v: v["lr_lambdas"].pop() is None)),
+    full("scheduler-base-rates-shorter", in_torch(SCHEDULER, lambda v: v["base_lrs"].pop())),
+    full("scheduler-last-rates-shorter", in_torch(SCHEDULER, lambda v: v["_last_lr"].pop())),
+    full("scheduler-lambdas-shorter", in_torch(SCHEDULER, lambda v: (v["lr_lambdas"].pop(),))),
     full("scheduler-lambdas-missing", in_torch(SCHEDULER, without("lr_lambdas"))),
     full("scheduler-base-rates-missing", in_torch(SCHEDULER, without("base_lrs"))),
     full("scheduler-epoch-missing", in_torch(SCHEDULER, without("last_epoch"))),
@@ -510,7 +527,7 @@ FAULTS: tuple[Fault, ...] = (
     full("rng-of-another-step", _other_steps(RNG, "checkpoint-2")),
     # adapters
     lora("adapter-no-tensors", in_weights(ADAPTER, lambda t: {})),
-    lora("adapter-tensor-missing", in_weights(ADAPTER, lambda t: t.pop(next(iter(t))) is None)),
+    lora("adapter-tensor-missing", in_weights(ADAPTER, _first_second_factor)),
     lora("adapter-shape", in_weights(ADAPTER, lambda t: t.update({name: x[:1].clone() for name, x in t.items() if "lora_A" in name}))),
     lora("adapter-size-zero", in_weights(ADAPTER, lambda t: {name: x[:0].clone() for name, x in t.items()})),
     lora("adapter-keys-renamed", in_weights(ADAPTER, _prefixed("other."))),

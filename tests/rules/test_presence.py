@@ -257,7 +257,6 @@ def test_world_size(fixture: str, wanted: int, expected: str | None) -> None:
     found = [finding for finding in report.all_findings() if finding.code == "CK123"]
     assert {finding.message for finding in found} == ({expected} if expected else set())
     assert all(finding.severity is Severity.WARNING for finding in found)
-    assert {v.verdicts.values() is None for v in report.checkpoints} == {False}
     if expected:
         assert verdicts(report, report.checkpoints[-1].path) == LESS
 
@@ -290,7 +289,7 @@ def test_another_checkpoint_having_a_scaler_and_fp16_make_it_an_error(
     assert (found.severity, found.detail) == (Severity.ERROR, ("checkpoint-2 has one",))
 
 
-def test_a_directory_is_never_opened_for_reading_under_a_pipe(copy_of: Copy) -> None:
+def test_a_pipe_is_named_and_never_opened(copy_of: Copy) -> None:
     run = copy_of("trainer5-tied")
     damage.pipe_in_place_of("rng_state.pth")(run / "checkpoint-2")
     found = finding(judge(run), "CK110")
