@@ -78,7 +78,7 @@ class Walk(Machine):
                 arguments = stack.pop()
                 stack[-1] = self._call(stack[-1], arguments)
             elif op == 0x28:  # MARK
-                if whole and stack and data[position] == 0x28:
+                if whole and stack and position < size and data[position] == 0x28:
                     tensor = memo.tensor(position - 1, stack[-1])
                     if tensor is not None:
                         position, stack[-1] = tensor

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ckpt_tools.containers.numpy_values import numpy_array, numpy_dtype, numpy_scalar_value
+from ckpt_tools.containers.pickle_names import free, named, several
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
-from ckpt_tools.model.values import Opaque, Pairs, Value
+from ckpt_tools.model.values import Opaque, Value
 
 __all__ = [
     "Storage",
@@ -26,7 +26,6 @@ __all__ = [
 MAX_CACHED = 4096
 MAX_DIMENSIONS = 1000
 MAX_NUMBER = 1 << 62
-SHOWN = 10
 
 STORAGE_DTYPES = {
     "FloatStorage": "float32",
@@ -216,9 +215,9 @@ class TorchValues:
         """
         tensors: dict[str, TensorRef] = {}
         problems: list[Problem] = []
-        for name, ref in _walk(value, self.inner):
+        for name, ref in named(value, self.inner):
             if name in tensors:
-                name = _free(name, tensors)
+                name = free(name, tensors)
             if ref.fqn:
                 tensors[name] = TensorRef(name, ref.dtype, ref.shape, ref.chunks, ref.storage_id, ref.kind)
             else:
@@ -342,9 +341,6 @@ _REBUILD: dict[str, Callable[[TorchValues, tuple[Value, ...]], Value]] = {
 }
 
 
-# Names -----------------------------------------------------------------------------------------------------
-
-
 def flatten(value: Value) -> dict[str, TensorRef]:
     """Return every tensor of ``value`` by its key path, in the order they are written.
 
@@ -353,68 +349,3 @@ def flatten(value: Value) -> dict[str, TensorRef]:
     the second on; a value that is itself a tensor is called ``tensor``.
     """
     return TorchValues().flatten(value)[0]
-
-
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number = 2
-    while f"{name}#{number}" in taken:
-        number += 1
-    return f"{name}#{number}"
-
-
-def _walk(value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef]]]) -> Iterable[tuple[str, TensorRef]]:
-    if isinstance(value, TensorRef):
-        value = {"tensor": value}
-    fruitless: set[int] = set()
-    work: list[Any] = [(_branches(value), "", id(value), [0])]
-    while work:
-        branches, prefix, at, found = work[-1]
-        for key, child in branches:
-            if isinstance(child, TensorRef):
-                found[0] += 1
-                name = prefix + key
-                yield name, child
-                if id(child) in inner:
-                    yield from ((f"{name}.{part}", ref) for part, ref in inner[id(child)][1].items())
-            elif isinstance(child, dict | list | tuple | Opaque | Pairs) and id(child) not in fruitless:
-                longer = f"{prefix}{key}." if key else prefix
-                work.append((_branches(child), longer, id(child), [0]))
-                break
-        else:
-            work.pop()
-            if not found[0]:
-                fruitless.add(at)
-            elif work:
-                work[-1][3][0] += found[0]
-
-
-def _branches(value: Value) -> Iterable[tuple[str, Value]]:
-    if isinstance(value, dict):
-        return ((key if type(key) is str else _text(key), child) for key, child in value.items())
-    if isinstance(value, Pairs):
-        return ((_text(key), child) for key, child in value.pairs)
-    if isinstance(value, Opaque):
-        branches: list[tuple[str, Value]] = [("args", value.args), ("", value.state)]
-        pairs = bool(value.items) and all(type(item) is tuple and len(item) == 2 for item in value.items)
-        branches.append(("", Pairs(value.items)) if pairs else ("items", value.items))
-        return iter(branches)
-    if isinstance(value, list | tuple):
-        return ((str(position), child) for position, child in enumerate(value))
-    return ()
-
-
-def _text(key: Value) -> str:
-    if isinstance(key, str):
-        return key[:4096]
-    if isinstance(key, int | float | bool) or key is None:
-        return str(key)
-    if isinstance(key, tuple) and len(key) <= 16 and all(isinstance(part, int | str) for part in key):
-        return ",".join(str(part)[:256] for part in key)
-    return f"<{key.qualname if isinstance(key, Opaque) else type(key).__name__}>"
-
-
-def several(names: Iterable[str], total: int | None = None) -> str:
-    """Return the first ten names, then how many more there are."""
-    listed = list(names)
-    more = (total if total is not None else len(listed)) - SHOWN
-    return ", ".join(listed[:SHOWN]) + (f" ... and {more:,} more" if more > 0 else "")

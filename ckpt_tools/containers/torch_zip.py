@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_tools.containers import pickle_stream, torch_cut, zip_directory
+from ckpt_tools.containers import pickle_stream, torch_zip_cut, zip_directory
 from ckpt_tools.containers.base import Content, FormatError, Record
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, REACH, STORED, Directory, Entry
@@ -37,7 +37,7 @@ def read(source: Source) -> Content:
         directory = zip_directory.read(source)
     except FormatError as error:
         if error.problem.kind == "file-cut-short":
-            return torch_cut.describe(source, error.problem)
+            return torch_zip_cut.describe(source, error.problem)
         return Content("torch-zip", source.size, readable=False, problems=(error.problem,))
     with pickle_stream.no_collection():
         return _Reader(source, directory).content()
@@ -114,20 +114,27 @@ class _Reader:
                     Spot(offset=self.source.base + directory.end),
                 )
             )
+        if directory.gap:
+            detail = (
+                f"{directory.gap:,} bytes lie between the directory and the end record that points to it",
+                "torch.load reads the archive that the last end record points to, the first one of several",
+            )
+            self.problems.append(
+                Problem(
+                    "bytes-around-archive", "the file holds several archives", detail, Spot(offset=self.source.base)
+                )
+            )
         before = directory.begin
         if before or self.source.read(0, 4) != LOCAL:
-            first = min((e.header for e in directory.entries if e.start >= 0), default=0)
             several_archives = before > 0 and self.source.read(0, 4) == LOCAL
-            place = (
-                (f"the last archive begins at byte {before:,}; only that one was read",)
+            detail = (
+                f"the archive that was read begins at byte {before:,}",
+                "torch.load does not find its records there, and stops"
                 if several_archives
-                else (f"the first record begins at byte {first:,}",)
+                else "torch.load takes a file that does not begin with a zip record for something else, and stops",
             )
             message = "the file holds several archives" if several_archives else "bytes precede the archive"
-            refuses = "torch.load takes a file that does not begin with a zip record for something else, and stops"
-            self.problems.append(
-                Problem("bytes-around-archive", message, (*place, refuses), Spot(offset=self.source.base))
-            )
+            self.problems.append(Problem("bytes-around-archive", message, detail, Spot(offset=self.source.base)))
 
     def names(self, entries: list[Entry]) -> None:
         """Collect the members by name, the last of one name winning, as in torch."""

@@ -57,12 +57,16 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Directory:
-    """The members in the directory's order; ``begin`` and ``end`` bound the archive inside the source."""
+    """The members in the directory's order; ``begin`` and ``end`` bound the archive inside the source.
+
+    ``gap`` counts bytes between the directory and the end record, where nothing belongs.
+    """
 
     entries: list[Entry]
     begin: int
     central: int
     end: int
+    gap: int = 0
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -73,6 +77,7 @@ class _Tail:
     offset: int
     position: int
     end: int
+    gap: int = 0
 
 
 def read(source: Source) -> Directory:
@@ -100,7 +105,8 @@ def read(source: Source) -> Directory:
     if shift < 0:
         raise _damaged("the zip directory is not where it should be", f"it lies {-shift:,} bytes too early")
     entries = _locate(source, listed, shift, central, problems)
-    return Directory(entries, shift, central, tail.end, problems)
+    gap = tail.position - central - tail.size + tail.gap
+    return Directory(entries, shift, central, tail.end, gap, problems)
 
 
 def _damaged(message: str, *detail: str) -> FormatError:
@@ -163,7 +169,7 @@ def _tail64(source: Source, position: int, end: int) -> _Tail | None:
             raw = source.read(place, 56)
             if raw.startswith(END64):
                 fields = _END64.unpack(raw)
-                return _Tail(fields[7], fields[8], fields[9], place, end)
+                return _Tail(fields[7], fields[8], fields[9], place, end, position - 76 - place)
     return None
 
 

@@ -205,6 +205,8 @@ def _checkpoint(
         return None
     # Names of an overlay are its own: `*.safetensors` of another layout must not take an adapter for a model.
     parts = tuple(_claim(listing, [*overlays, *primary[:1]]))
+    if not primary and not any("/" not in part.path for part in parts if part.role is not Role.OTHER):
+        return None  # adapters in sub-directories alone: a collection of checkpoints, and none itself
     claimed = {part.path for part in parts}
     unclaimed = tuple(
         name for name, entry in listing.files.items() if name not in claimed and entry.kind is not Kind.DIRECTORY

@@ -43,6 +43,12 @@ from ckpt_tools.rules.base import Settings
 MOST_NUMBERS = 2000
 _WHOLE = Limits(depth=3, entries=200, inner=8)
 _ASKED = Limits(depth=6, entries=1000, inner=24)
+_LOADS = (Verdict.READY, Verdict.DEGRADED)
+_STRAYS = {
+    "staging": "a staging directory of a save that did not end",
+    "not-a-directory": "a file, not a directory",
+    "name": "no trainer finds a checkpoint under this name",
+}
 _CHECKPOINTS = (Role.COMBINED, Role.WEIGHTS, Role.ADAPTER)
 
 
@@ -104,7 +110,7 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
     if newest is not None and tensors:
         return _checkpoint(run, newest.checkpoint, settings, tensors, pattern)
     described = (newest.checkpoint.path, describe.describe(newest)) if newest else None
-    space = Space(newest.checkpoint.size, free_bytes(run.root)) if newest and newest.checkpoint.path != "." else None
+    sizes = [row.size for row in rows if row.path != "."]
     return RunInfo(
         __version__,
         run.root,
@@ -112,15 +118,15 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
         tuple(rows),
         metric,
         described,
-        space,
+        Space(max(sizes), free_bytes(run.root)) if sizes else None,
         tuple(next_steps.of_run(run, [(row.path, row.use) for row in rows], newest)),
-        tuple(f"{stray.path} is no checkpoint that a trainer finds ({stray.why})" for stray in run.strays),
+        tuple(f"{stray.path} is ignored: {_STRAYS[stray.why]}" for stray in run.strays),
         3 if unreadable else 1 if damaged else 0,
     )
 
 
 def _usable(use: Use) -> bool:
-    return use.verdicts[Purpose.RESUME] is not Verdict.BROKEN or use.verdicts[Purpose.INFERENCE] is Verdict.READY
+    return use.verdicts[Purpose.RESUME] in _LOADS or use.verdicts[Purpose.INFERENCE] is Verdict.READY
 
 
 def _row(checkpoint: Checkpoint, view: View, use: Use, metric: str | None) -> RunRow:
@@ -173,14 +179,14 @@ def _checkpoint(
     view = View(checkpoint)
     is_file = not os.path.isdir(os.path.join(run.root, checkpoint.path))
     part = checkpoint.parts[0] if is_file and len(checkpoint.parts) == 1 else None
-    judged = part is None or part.role in _CHECKPOINTS
+    judged = part is None or part.role is Role.COMBINED
     use = _use(run, checkpoint, view, settings) if judged else None
     described = describe.describe(view)
     if part is not None:
         described = replace(described, title=_file_title(part))
     content = view.content(part) if part is not None else None
     space = None
-    if part is None and checkpoint.has(Role.TRAINER_STATE, Role.OPTIMIZER):
+    if use and use.verdicts[Purpose.RESUME] in _LOADS and checkpoint.has(Role.TRAINER_STATE, Role.OPTIMIZER):
         space = Space(checkpoint.size, free_bytes(checkpoint.listing.root))
     return CheckpointInfo(
         __version__,
@@ -190,7 +196,7 @@ def _checkpoint(
         checkpoint.size,
         sum(entry.is_file for entry in checkpoint.listing.files.values()),
         space,
-        tuple(next_steps.of_checkpoint(run, view, use)) if use else (),
+        tuple(next_steps.of_checkpoint(run, view, use) if use else next_steps.of_file(run, content)),
         tuple(_file_facts(part, content, view)) if part is not None else (),
         tuple(problem.message for problem in content.problems) if content is not None and use is None else (),
         _beginning(run.root, part, content, view) if part is not None and not tensors else None,

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 
+from ckpt_tools.containers.base import Content
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role, Run
 from ckpt_tools.model.findings import Purpose, Severity, Verdict
@@ -63,6 +64,12 @@ def of_checkpoint(run: Run, view: View, use: Use) -> Iterator[tuple[str, str]]:
         yield "see why not", f"ckpt verify {path}"
     if resume is Verdict.BROKEN and view.checkpoint.step is not None and run.single and os.path.isdir(run.root):
         yield "fall back", f"ckpt latest {_typed(os.path.dirname(os.path.abspath(run.root)))}"
+
+
+def of_file(run: Run, content: Content | None) -> Iterator[tuple[str, str]]:
+    """Yield what to type about a file that is a part of something."""
+    if content is not None and content.problems:
+        yield "see more", f"ckpt verify {_typed(run.root)}"
 
 
 def _load(view: View, path: str, layouts: tuple[str, ...]) -> Iterator[tuple[str, str]]:

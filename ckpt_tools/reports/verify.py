@@ -63,18 +63,24 @@ class VerifyReport:
         """Return whether the exit code should be 1.
 
         With a ``purpose``, only findings that matter for it count, and a verdict of ``broken`` or ``in-progress``
-        fails whatever the severities are.
+        fails whatever the severities are; the model that a finished run exported is not judged for a resume.
         """
         if purpose is None:
             return any(finding.severity >= fail_on for finding in self.all_findings())
-        if any(
-            checkpoint.verdicts[purpose] in (Verdict.BROKEN, Verdict.IN_PROGRESS) for checkpoint in self.checkpoints
-        ):
+        judged = [
+            checkpoint
+            for checkpoint in self.checkpoints
+            if purpose is Purpose.INFERENCE or not self._is_export(checkpoint)
+        ]
+        if any(checkpoint.verdicts[purpose] in (Verdict.BROKEN, Verdict.IN_PROGRESS) for checkpoint in judged):
             return True
         return any(
             finding.severity >= fail_on and finding.impact.on(purpose) is not Verdict.READY
             for finding in self.all_findings()
         )
+
+    def _is_export(self, checkpoint: CheckpointReport) -> bool:
+        return checkpoint.path == "." and not self.single
 
     def exit_code(self, fail_on: Severity = Severity.ERROR, purpose: Purpose | None = None) -> int:
         """Return 0, 1 or 3 as the table of exit codes says."""

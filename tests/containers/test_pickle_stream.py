@@ -178,7 +178,9 @@ def test_mutations_raise_format_errors_only(data: bytes, changes: list[tuple[int
 OPCODES = st.lists(
     st.sampled_from([bytes([code]) for code in b"(0125NQRabdelostu)}]\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94"])
     | st.sampled_from([b"K\x01", b"h\x00", b"q\x00", b"h\x01", b"q\x01", b"cm\nC\n", b"ccollections\nOrderedDict\n"])
-    | st.sampled_from([b"X\x01\x00\x00\x00a", b"ctorch._utils\n_rebuild_tensor_v2\n", b"cbuiltins\nset\n", b"\x8c\x01m"]),
+    | st.sampled_from(
+        [b"X\x01\x00\x00\x00a", b"ctorch._utils\n_rebuild_tensor_v2\n", b"cbuiltins\nset\n", b"\x8c\x01m"]
+    ),
     max_size=40,
 )
 

@@ -27,7 +27,7 @@ EVERY_OFFSET = (
 """Files of every container, cut at every offset; of the others, offsets are drawn."""
 
 BLOCKS = 8
-DRAWN = 24
+DRAWN = 10
 
 CUT_AT_ITS_END = {"json": b"\n \t\r", "jsonl": b"\n \t\r"}
 """White space that a text loses without a loss."""
@@ -65,13 +65,14 @@ def test_a_cut_of_any_fixture_file_is_found(block: int) -> None:
             continue
         data = subject.read()
         draw = random.Random(subject.path)
-        borders = {region.start + beside for region in of(data) if region.name in _BORDERS for beside in (-1, 0, 1)}
+        starts = {region.name: region.start for region in of(data) if region.name in _BORDERS}
+        borders = {start + beside for start in starts.values() for beside in (-1, 0, 1)}
         sizes = sorted({size for size in borders if 0 <= size < len(data)} | set(draw.sample(range(len(data)), min(DRAWN, len(data)))))
         silent += _checked(FIXTURES / subject.path, data, iter(sizes))
     assert not silent
 
 
-_BORDERS = ("header", "tensor-bytes", "pickle", "central-signature", "zip64-end", "end", "magic", "system-info", "storage-keys")
+_BORDERS = ("header", "tensor-bytes", "pickle", "zip64-end", "end", "magic", "system-info", "storage-keys")
 
 
 def test_a_large_file_cut_at_records_and_drawn_offsets_is_found(tmp_path: Path) -> None:
