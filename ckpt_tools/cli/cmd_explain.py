@@ -22,6 +22,7 @@ def command(words: tuple[str, ...], output_format: str, color: str) -> int:
     Exit codes:
       0  explained
       1  nothing is known about it
+      4  there is no such code
       2  wrong usage
     """
     from ckpt_tools.ops.explain import explain

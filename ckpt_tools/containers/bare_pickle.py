@@ -60,7 +60,8 @@ def read(source: Source) -> Content:
             names[name] = names.get(name, 0) + count
         if not stacked:
             value = result.value
-            tensors, _ = values.flatten(value)
+            tensors, strange = values.flatten(value)
+            problems += strange
             facts["protocol"] = result.protocol
         stacked += 1
         position = result.end

@@ -9,13 +9,7 @@ from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Pairs, Value
 
 SHOWN = 10
-
-
-def free(name: str, taken: Mapping[str, Any]) -> str:
-    number = 2
-    while f"{name}#{number}" in taken:
-        number += 1
-    return f"{name}#{number}"
+LONGEST_PREFIX = 512
 
 
 def named(value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef]]]) -> Iterable[tuple[str, TensorRef]]:
@@ -33,7 +27,7 @@ def named(value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef
                 if id(child) in inner:
                     yield from ((f"{name}.{part}", ref) for part, ref in inner[id(child)][1].items())
             elif isinstance(child, dict | list | tuple | Opaque | Pairs) and id(child) not in fruitless:
-                longer = f"{prefix}{key}." if key else prefix
+                longer = f"{prefix}{key}."[:LONGEST_PREFIX] if key else prefix
                 work.append((_branches(child), longer, id(child), [0]))
                 break
         else:

@@ -30,7 +30,7 @@ from ckpt_tools.model.values import Opaque, Pairs, Value
 MAX_BYTES = 1 << 30
 FIRST_READ = 1 << 18
 MAX_DEPTH = 200
-MAX_VISITS = 4_000_000
+MAX_VISITS = 1_000_000
 CYCLE = "pickle.reference_to_itself"
 SHARED = "pickle.reference_to_another_place"
 

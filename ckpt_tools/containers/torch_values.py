@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ckpt_tools.containers.numpy_values import numpy_array, numpy_dtype, numpy_scalar_value
-from ckpt_tools.containers.pickle_names import free, named, several
+from ckpt_tools.containers.pickle_names import named, several
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 MAX_CACHED = 4096
-MAX_DIMENSIONS = 1000
+MAX_DIMENSIONS = 128
+MAX_NOTED = 50
+MAX_PARTS = 64
 MAX_NUMBER = 1 << 62
 
 STORAGE_DTYPES = {
@@ -47,7 +49,6 @@ STORAGE_DTYPES = {
     "QUInt2x4Storage": "quint2x4",
     "UntypedStorage": "uint8",
 }
-_STORAGE_MODULES = frozenset(("torch", "torch.storage", "torch.cuda"))
 _ALIASES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
 
 
@@ -77,7 +78,7 @@ def dtype_name(value: Value) -> str | None:
 
 def _storage_dtype(kind: Opaque) -> str | None:
     module, _, title = kind.qualname.rpartition(".")
-    return STORAGE_DTYPES.get(title) if module in _STORAGE_MODULES and not kind.called else None
+    return STORAGE_DTYPES.get(title) if f"{module}.".startswith("torch.") and not kind.called else None
 
 
 _Geometry = tuple[
@@ -103,11 +104,14 @@ class TorchValues:
     storages: dict[str, Storage] = field(default_factory=dict)
     overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
     inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
+    malformed: int = 0
     _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
 
     def persistent(self, key: Value) -> Value:
         """Return the storage that a persistent id names; an id of another form is described."""
         parts = key
+        if type(key) is tuple and len(key) == 4 and key[0] == "module" and type(key[1]) is Opaque:
+            return key[1]  # a class, with its source text, in files of old versions
         if type(parts) is tuple and len(parts) == 1 and type(parts[0]) is tuple:
             parts = parts[0]
         if type(parts) is not tuple or len(parts) < 5 or parts[0] != "storage":
@@ -182,7 +186,12 @@ class TorchValues:
             return None
         count, last, dense = 1, 0, True
         for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-            if type(size) is not int or type(stride) is not int or not 0 <= size < MAX_NUMBER or stride < 0:
+            if (
+                type(size) is not int
+                or type(stride) is not int
+                or not 0 <= size < MAX_NUMBER
+                or not 0 <= stride < MAX_NUMBER
+            ):
                 return None
             if stride != count and size != 1:
                 dense = False
@@ -215,16 +224,29 @@ class TorchValues:
         """
         tensors: dict[str, TensorRef] = {}
         problems: list[Problem] = []
+        repeats: dict[str, int] = {}
+        overruns = 0
         for name, ref in named(value, self.inner):
             if name in tensors:
-                name = free(name, tensors)
+                plain = name
+                while name in tensors:
+                    repeats[plain] = repeats.get(plain, 1) + 1
+                    name = f"{plain}#{repeats[plain]}"
             if ref.fqn:
                 tensors[name] = TensorRef(name, ref.dtype, ref.shape, ref.chunks, ref.storage_id, ref.kind)
             else:
                 object.__setattr__(ref, "fqn", name)  # made here, and seen by nobody else yet
                 tensors[name] = ref
             if id(ref) in self.overruns:
-                problems.append(_overrun(name, ref, *self.overruns[id(ref)][1:]))
+                overruns += 1
+                if overruns <= MAX_NOTED:
+                    problems.append(_overrun(name, ref, *self.overruns[id(ref)][1:]))
+        if overruns > MAX_NOTED:
+            message = f"{overruns - MAX_NOTED:,} more tensors reach beyond their storage"
+            problems.append(Problem("tensor-view-out-of-range", message))
+        if self.malformed:
+            detail = (f"{self.malformed:,} of them", "torch.load stops")
+            problems.append(Problem("pickle-damaged", "tensors are described by numbers that make no tensor", detail))
         return tensors, problems
 
 
@@ -240,7 +262,10 @@ def _overrun(name: str, ref: TensorRef, needed: int, held: int) -> Problem:
 
 
 def _plain(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    return values.tensor(args[0], args[1], args[2], args[3]) if len(args) >= 4 else None
+    result = values.tensor(args[0], args[1], args[2], args[3]) if len(args) >= 4 else None
+    if result is None and args and type(args[0]) is Storage:
+        values.malformed += 1
+    return result
 
 
 def _typed(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
@@ -257,6 +282,8 @@ def _parameter(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None
 def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
     if len(args) < 3 or type(args[0]) is not Opaque or type(args[1]) is not Opaque or type(args[2]) is not tuple:
         return None
+    if _REBUILD.get(args[0].qualname) is _from_type:
+        return None
     inner = values.rebuild(Opaque(args[0].qualname, args[2], called=True))
     if not isinstance(inner, TensorRef):
         return None
@@ -264,7 +291,9 @@ def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
     state = args[3] if len(args) > 3 else None
     if type(state) is tuple and state and type(state[0]) is dict:
         state = state[0]
-    parts = {str(k): v for k, v in state.items() if isinstance(v, TensorRef)} if type(state) is dict else {}
+    parts: dict[str, TensorRef] = {}
+    if type(state) is dict and len(state) <= MAX_PARTS:
+        parts = {str(k): v for k, v in state.items() if isinstance(v, TensorRef)}
     if parts and not result.chunks:
         if len(parts) == 1:
             (only,) = parts.values()
@@ -304,7 +333,7 @@ def _quantised(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None
 
 
 def _sparse(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) < 2 or type(args[0]) is not Opaque or type(args[1]) is not tuple:
+    if len(args) < 2 or type(args[0]) is not Opaque or type(args[1]) is not tuple or len(args[1]) > 8:
         return None
     tensors = [part for part in args[1] if isinstance(part, TensorRef)]
     shape = next((part for part in args[1] if type(part) is tuple), None)

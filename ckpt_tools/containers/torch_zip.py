@@ -17,6 +17,7 @@ from ckpt_tools.model.tensors import TensorRef
 
 MIN_VERSION, MAX_VERSION = 1, 10
 MAX_SMALL = 4096
+MAX_UNPACKED = 1 << 26
 MAX_NOTED = 50
 _MARKS = ("..", "\\", "\0", ":")
 _OWN = frozenset(
@@ -245,6 +246,9 @@ class _Reader:
         if entry.size > limit or entry.packed > limit:
             detail = (f"{entry.name} has {max(entry.size, entry.packed):,} bytes; more than {limit:,} are not read",)
             raise FormatError(Problem("resource-bomb", "a record is too large to be what it is called", detail, spot))
+        if entry.size > MAX_UNPACKED and entry.size > 100 * entry.packed:
+            detail = (f"{entry.name} would unpack from {entry.packed:,} to {entry.size:,} bytes",)
+            raise FormatError(Problem("resource-bomb", "a record is packed to exhaust memory", detail, spot))
         raw = self.source.read(entry.start, entry.packed)
         if entry.method == STORED:
             return raw

@@ -20,7 +20,7 @@ LOCATOR64 = b"PK\x06\x07"
 STORED = 0
 DEFLATED = 8
 
-MAX_DIRECTORY = 1 << 28
+MAX_DIRECTORY = 1 << 27
 MAX_TAIL = 1 << 24
 """How far before the end of a file the end record is looked for."""
 

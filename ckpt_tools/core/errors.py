@@ -40,3 +40,21 @@ class SourceError(CkptError):
 
 class SourceChangedError(SourceError):
     """A file became shorter, or was replaced, while it was being read."""
+
+
+class EditRefusedError(CkptError):
+    """An edit was not begun: its guards do not hold, or an earlier one did not end."""
+
+    exit_code = 5
+
+
+class EditError(CkptError):
+    """An edit failed while it was made.
+
+    ``taken_back`` says whether everything is as before; if not, a pending journal entry is left (exit code 5).
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, taken_back: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.taken_back = taken_back
+        self.exit_code = 3 if taken_back else 5

@@ -211,9 +211,6 @@ def training(view: View) -> Training:
     named = arguments.get("optim")
     batch = _whole(arguments.get("per_device_train_batch_size")) or _whole((view.state or {}).get("train_batch_size"))
     others = [(label, _short(arguments[key])) for label, key in _OTHERS if _worth(arguments.get(key))]
-    warmup = _warmup(arguments)
-    if warmup:
-        others.insert(0, ("warm-up", warmup))
     return Training(
         optimizer,
         named if isinstance(named, str) else None,
@@ -221,7 +218,7 @@ def training(view: View) -> Training:
         _whole(arguments.get("gradient_accumulation_steps")),
         world_size(view),
         _precision(arguments),
-        warmup,
+        _warmup(arguments),
         tuple(others),
     )
 

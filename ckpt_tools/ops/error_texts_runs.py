@@ -77,7 +77,7 @@ RUNS: tuple[ErrorText, ...] = (
             "tokens were added to one of the two, or the embeddings were padded: the number of rows differs",
             "resize the model's embeddings to the file's rows before you load",
         ),
-        ("ckpt info --tensors --pattern '*embed*' {path}", VERIFY),
+        ("ckpt info --tensors --filter '*embed*' {path}", VERIFY),
     ),
     ErrorText(
         "size-mismatch",

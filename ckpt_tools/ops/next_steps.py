@@ -47,19 +47,20 @@ def _resumable(use: Use) -> bool:
 
 def of_checkpoint(run: Run, view: View, use: Use) -> Iterator[tuple[str, str]]:
     """Yield ``(what for, command)``: resume, load, merge or convert, as far as the checkpoint allows."""
-    path = _typed(run.root, view.checkpoint.path)
+    plain = _joined(run.root, view.checkpoint.path)
+    path = shlex.quote(plain)
     layouts = view.checkpoint.layouts
     resume, inference = use.verdicts[Purpose.RESUME], use.verdicts[Purpose.INFERENCE]
     if resume in (Verdict.READY, Verdict.DEGRADED) and view.checkpoint.has(Role.TRAINER_STATE):
         yield "resume", f"--resume_from_checkpoint {path}"
     if layouts[0] == "accelerate" and resume is not Verdict.BROKEN:
-        yield "resume", f"accelerator.load_state({path!r})"
+        yield "resume", f"accelerator.load_state({plain!r})"
     if view.elsewhere == "DeepSpeed" and "zero_to_fp32.py" in view.listing.files:
         yield "merge", f"cd {path} && python zero_to_fp32.py . pytorch_model.bin"
     if view.elsewhere == "FSDP":
         yield "merge", f"accelerate merge-weights {path}/pytorch_model_fsdp_0 MERGED"
     if inference in (Verdict.READY, Verdict.DEGRADED):
-        yield from _load(view, path, layouts)
+        yield from _load(view, plain, layouts)
     if Verdict.BROKEN in (resume, inference) or Verdict.IN_PROGRESS in (resume, inference):
         yield "see why not", f"ckpt verify {path}"
     if resume is Verdict.BROKEN and view.checkpoint.step is not None and run.single and os.path.isdir(run.root):
@@ -77,7 +78,7 @@ def _load(view: View, path: str, layouts: tuple[str, ...]) -> Iterator[tuple[str
     if checkpoint.has(Role.ADAPTER):
         base = next((each.base for each in describe.model(view).adapters if each.base), None)
         if "llama-factory" in layouts:
-            shown = f"--model_name_or_path {base or 'BASE'} --adapter_name_or_path {path}"
+            shown = f"--model_name_or_path {shlex.quote(base or 'BASE')} --adapter_name_or_path {shlex.quote(path)}"
             yield "merge", f"llamafactory-cli export {shown} --export_dir MERGED"
         else:
             task = (view.mapping(Role.ADAPTER_CONFIG) or {}).get("task_type")
@@ -92,10 +93,19 @@ def _load(view: View, path: str, layouts: tuple[str, ...]) -> Iterator[tuple[str
     elif checkpoint.has(Role.COMBINED):
         names = {name for part in checkpoint.of(Role.COMBINED) for name in _globals(view, part)}
         odd = describe.foreign(dict.fromkeys(names, 1))
-        if odd:
+        protocols = [_protocol(view, part) for part in checkpoint.of(Role.COMBINED)]
+        if max(protocols, default=2) > 3:
+            yield "load", f"no loader takes it with weights_only=True: its pickle protocol is {max(protocols)}"
+        elif odd:
             yield "load", f"needs torch.serialization.add_safe_globals for {count(len(odd), 'class', 'classes')} of it"
         else:
             yield "load", f"torch.load({path!r}, map_location='cpu', weights_only=True)"
+
+
+def _protocol(view: View, part: Part) -> int:
+    content = view.content(part)
+    protocol = content.facts.get("protocol") if content is not None else None
+    return protocol if isinstance(protocol, int) else 2
 
 
 def _globals(view: View, part: Part) -> Mapping[str, int]:
@@ -105,5 +115,8 @@ def _globals(view: View, part: Part) -> Mapping[str, int]:
 
 def _typed(root: str, path: str = ".") -> str:
     """Return a path as one would type it into a shell."""
-    joined = root if path == "." else os.path.join(root, path)
-    return shlex.quote(joined)
+    return shlex.quote(_joined(root, path))
+
+
+def _joined(root: str, path: str) -> str:
+    return root if path == "." else os.path.join(root, path)

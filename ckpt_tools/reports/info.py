@@ -330,7 +330,12 @@ def _described(described: Described) -> dict[str, Any]:
             "ended": progress.ended,
         },
         "schedule": schedule
-        and {"kind": schedule.kind, "named": schedule.named, **dict(schedule.numbers), "note": schedule.note},
+        and {
+            "kind": schedule.kind,
+            "named": schedule.named,
+            "numbers": dict(schedule.numbers),
+            "note": schedule.note,
+        },
         "model": {
             "architecture": model.architecture,
             "parameters": model.parameters,
@@ -358,7 +363,7 @@ def _described(described: Described) -> dict[str, Any]:
             "world_size": training.world_size,
             "precision": training.precision,
             "warmup": training.warmup,
-            **dict(training.others),
+            **{label.replace(" ", "_"): text for label, text in training.others},
         },
         "roles": [
             {"role": files.role, "files": files.count, "bytes": files.size, "names": list(files.names)}

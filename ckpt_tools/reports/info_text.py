@@ -58,7 +58,7 @@ def checkpoint(info: CheckpointInfo) -> list[Block]:
     if info.problems:
         blocks.append(Text(info.problems, "bad"))
     if info.use is not None:
-        blocks += _use(info.use)
+        blocks += _use(info.use, info.root)
     rows = [*(pair for label, text in info.file for pair in _row(label, text)), *_facts(described)]
     if rows:
         blocks.append(_fields(rows))
@@ -97,12 +97,12 @@ def _run_table(info: RunInfo) -> Table:
     return Table(tuple(columns), tuple(rows), frozenset(right))
 
 
-def _use(use: Use) -> Iterator[Block]:
+def _use(use: Use, root: str) -> Iterator[Block]:
     rows: list[tuple[str, str]] = []
     for purpose in Purpose:
         rows += _row(purpose.value, use.verdicts[purpose].value)
     yield _fields(rows)
-    lines = [_reason(finding) for finding in use.reasons[:REASONS]]
+    lines = [line for finding in use.reasons[:REASONS] for line in _reason(finding, root)]
     if len(use.reasons) > REASONS:
         lines.append(f"... and {len(use.reasons) - REASONS:,} more: see `ckpt verify`")
     if lines:
@@ -110,11 +110,11 @@ def _use(use: Use) -> Iterator[Block]:
         yield Text(tuple(lines), "bad" if bad else "plain")
 
 
-def _reason(finding: Finding) -> str:
-    hurt = [
-        f"{finding.impact.on(purpose).value} for {purpose.value}" for purpose in Purpose if _hurts(finding, purpose)
-    ]
-    return f"{finding.code} {finding.path}: {finding.message} ({', '.join(hurt)})"
+def _reason(finding: Finding, root: str) -> list[str]:
+    hurt = [f"{purpose.value} {finding.impact.on(purpose).value}" for purpose in Purpose if _hurts(finding, purpose)]
+    place = finding.path if finding.path != "." else root
+    text = f"{finding.code} {place}: {finding.message} ({', '.join(hurt)})"
+    return wrap(text, WIDTH, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False)
 
 
 def _hurts(finding: Finding, purpose: Purpose) -> bool:
@@ -155,6 +155,8 @@ def _facts(described: Described) -> Iterator[tuple[str, str]]:
         yield from _row("world size", str(training.world_size))
     if training.precision:
         yield from _row("precision", training.precision)
+    if training.warmup:
+        yield from _row("warm-up", training.warmup)
     for label, text in training.others:
         yield from _row(label, text)
 

@@ -106,7 +106,7 @@ class VerifyReport:
                 "-" if checkpoint.epoch is None else f"{checkpoint.epoch:.4g}",
                 human_rate(checkpoint.rate),
                 human_bytes(checkpoint.size),
-                checkpoint.verdicts[Purpose.RESUME].value,
+                "-" if self._is_export(checkpoint) else checkpoint.verdicts[Purpose.RESUME].value,
                 checkpoint.verdicts[Purpose.INFERENCE].value,
             )
             for checkpoint in self.checkpoints

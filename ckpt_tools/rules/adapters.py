@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role
-from ckpt_tools.model.findings import BREAKS_ALL, DEGRADES_ALL, Fix, Severity, Spot
+from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_INFERENCE, DEGRADES_ALL, Fix, Severity, Spot
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
@@ -64,12 +64,12 @@ def _whole_number(value: Value) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-@rule("CK321", "adapter-rank-mismatch", Severity.ERROR, Part, impact=BREAKS_ALL)
+@rule("CK321", "adapter-rank-mismatch", Severity.ERROR, Part, impact=BREAKS_INFERENCE)
 def adapter_rank_mismatch(part: Part, context: Context) -> Iterator[Hit]:
     """The rank of a LoRA adapter's tensors is not the `r` of its config, or its two halves have different ranks.
 
-    **Why it matters.** The adapter is built from the config; loading tensors of another rank stops with `size
-    mismatch`. Mostly the config and the weights are of different runs.
+    **Why it matters.** For inference the adapter is built from the config; tensors of another rank stop with `size
+    mismatch`. A resume builds it from the training script's own, and stops where the halves differ.
 
     **How to repair.** Set `r` in `adapter_config.json` to the rank of the tensors, or copy the config that belongs
     here.
@@ -79,39 +79,43 @@ def adapter_rank_mismatch(part: Part, context: Context) -> Iterator[Hit]:
     left alone.
     """
     config = _config(part, context.view)
-    rank = _whole_number(config.get("r"))
     if part.role is not Role.ADAPTER or _kind(config) != "LORA" or config.get("use_bdlora"):
         return
-    ranks = {rank, *(_whole_number(value) for value in (as_mapping(config.get("rank_pattern")) or {}).values())} - {
-        None
-    }
+    ranks = _stated(config)
     several = bool(config.get("target_parameters"))
     wrong: list[tuple[str, str]] = []
+    halves = False
     for (module, _), sides in _sides(_tensors(part, context)).items():
         found = {side: _rank(side, ref) for side, ref in sides.items()}
         if len(set(found.values())) > 1:
+            halves = True
             wrong.append((module, " and ".join(f"lora_{side} has rank {number}" for side, number in found.items())))
         elif ranks and not any(_fits(number, ranks, several) for number in found.values()):
             wrong.append((module, f"has rank {next(iter(found.values()))}"))
     if wrong:
-        stated = " or ".join(str(number) for number in sorted(number for number in ranks if number))
+        stated = " or ".join(str(number) for number in sorted(ranks)) or "nothing"
         yield Hit(
             f"the adapter has another rank than its config says, in {_modules(wrong)}",
             part.path,
             Spot(tensor=wrong[0][0]),
-            (
-                f"the config says {stated or 'nothing'}; {wrong[0][0]}: {wrong[0][1]}",
-                _listed([name for name, _ in wrong]),
-            ),
+            (f"the config says {stated}; {wrong[0][0]}: {wrong[0][1]}", _listed([name for name, _ in wrong])),
+            impact=BREAKS_ALL if halves else None,
         )
 
 
+def _stated(config: Mapping[Any, Value]) -> set[int]:
+    """Return the ranks that a config allows."""
+    values = (config.get("r"), *(as_mapping(config.get("rank_pattern")) or {}).values())
+    return {number for value in values if (number := _whole_number(value)) is not None}
+
+
 def _rank(side: str, ref: TensorRef) -> int:
-    return ref.shape[0] if side == "A" else ref.shape[1] if len(ref.shape) > 1 else 1
+    place = 0 if side == "A" else 1
+    return ref.shape[place] if len(ref.shape) > place else 1
 
 
-def _fits(number: int, ranks: set[int | None], several: bool) -> bool:
-    return number in ranks or (several and any(rank and number % rank == 0 for rank in ranks))
+def _fits(number: int, ranks: set[int], several: bool) -> bool:
+    return number in ranks or (several and any(number % rank == 0 for rank in ranks))
 
 
 @rule("CK322", "adapter-prefix", Severity.ERROR, Part)

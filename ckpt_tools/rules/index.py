@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
 
+from ckpt_tools.containers.base import Content
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import (
@@ -27,6 +28,7 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _STANDARD = ("model.safetensors", "pytorch_model.bin")
 _SHOWN = 10
+_NOTHING = Content("", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +136,48 @@ def tensor_in_wrong_shard(checkpoint: Checkpoint, context: Context) -> Iterator[
 def tensor_not_indexed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A shard holds a tensor that the index does not name.
 
-    **Why it matters.** transformers reads shards as a whole and takes it; loaders that go by the index never see it,
-    and converters stop because names and index disagree.
+    **Why it matters.** transformers reads every shard that the index names as a whole and takes the tensor; loaders
+    that go by the index never see it, and converters stop. A shard that the index does not name at all is read by
+    nobody: what is only there keeps fresh random values, and that is an error.
 
     **How to repair.** Write the index again from the shards' headers.
+
+    **Known exceptions.** A shard that is not named counts only if its number belongs to the same set (`-of-00004`):
+    others are left over from another save.
     """
     for index in _indexes(checkpoint, context.view):
-        extra = [(name, file) for name, file in index.stored.items() if name not in index.names]
+        unread = {
+            name: part.path
+            for part in _unread(index, checkpoint)
+            for name in (context.content(part) or _NOTHING).tensors
+            if name not in index.names
+        }
+        extra = {name: file for name, file in index.stored.items() if name not in index.names} | unread
         if extra:
+            first = next(iter(unread or extra))
             yield Hit(
                 f"{_tensors(len(extra))} of the shards {'is' if len(extra) == 1 else 'are'} not in the index",
                 index.part.path,
-                Spot(tensor=extra[0][0]),
-                (f"{extra[0][0]} is in {extra[0][1]}", _listed([name for name, _ in extra])),
+                Spot(tensor=first),
+                (
+                    f"{first} is in {extra[first]}" + (", which no loader opens" if unread else ""),
+                    _listed(list(extra)),
+                ),
+                severity=Severity.ERROR if unread else None,
+                impact=BREAKS_ALL if unread else None,
                 fix=_rebuild(index.part),
             )
+
+
+def _unread(index: _Index, checkpoint: Checkpoint) -> Iterator[Part]:
+    """Yield the shards of the index's own set that it does not name."""
+    stem, _, ending = index.part.path.removesuffix(".index.json").rpartition(".")
+    used = set(index.names.values())
+    totals = {part.shard[1] for part in checkpoint.of(Role.WEIGHTS) if part.shard and part.path in used}
+    for part in checkpoint.of(Role.WEIGHTS):
+        own = part.path.startswith(f"{stem}-") and part.path.endswith(f".{ending}")
+        if own and part.shard and part.shard[1] in totals and part.path not in used:
+            yield part
 
 
 @rule("CK303", "tensor-not-stored", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)

@@ -1,121 +1,32 @@
-"""CK51x and CK521: the optimizer's state against the weights and against itself.
-
-A state dict stores no names and its numbers follow the groups, not the model, so that shapes are compared as a bag: a
-moment needs *some* tensor of its shape.
-"""
+"""CK515 to CK521: the optimizer's state dict against itself."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from ckpt_tools.containers.torch_values import numpy_scalar_value
-from ckpt_tools.layouts import plain
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
-from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, DEGRADES_RESUME, Fix, Severity, Spot
-from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, HARMLESS, Fix, Severity, Spot
+from ckpt_tools.model.optimizers import OptimizerState, key_name, read_state_dict
 from ckpt_tools.model.values import Opaque, Value, as_mapping, children
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
-Shape = tuple[int, ...]
-
-# What optimizers keep per parameter in the parameter's own shape; the first of these that is there counts.
-_MOMENTS = ("exp_avg", "exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "sum", "acc_delta", "z")
-_SAME = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf")
-_LOW_RANK = ("rank", "proj_type", "update_proj_gap")
-_WEIGHTS_LIKE = (".safetensors", ".bin", ".pt", ".pth")
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids")
-_INTEGERS = ("int", "uint", "bool", "q")
 _MAX_SCALARS = 1000
+_ADDRESS = 1 << 20
+_ADAM = frozenset(("step", "exp_avg", "exp_avg_sq"))
 _SHOWN = 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Optimizer:
-    """A torch optimizer's state dict: its groups, the ids of its parameters in order, and its state by id."""
-
-    path: str
-    groups: list[Mapping[Any, Value]]
-    ids: list[Value]
-    state: Mapping[Any, Value]
-
-    @property
-    def numbered(self) -> bool:
-        """Whether parameters are told by number; full states of FSDP use names."""
-        return all(type(name) is int for name in self.ids)
-
-    def entries(self) -> Iterator[tuple[Value, dict[str, Shape]]]:
-        """Yield the shapes of the tensors kept for a parameter by their name."""
-        for key, value in self.state.items():
-            entry = as_mapping(value) or {}
-            yield key, {str(name): ref.shape for name, ref in entry.items() if isinstance(ref, TensorRef)}
-
-    def shapes(self) -> Counter[Shape]:
-        """Return the shapes of the parameters, as far as their state tells them; none where it is of low rank."""
-        if any(key in group for group in self.groups for key in _LOW_RANK):
-            return Counter()
-        found = (_shape(entry) for _, entry in self.entries())
-        return Counter(shape for shape in found if shape is not None)
-
-
-def _shape(entry: dict[str, Shape]) -> Shape | None:
-    if "exp_avg_sq_row" in entry and "exp_avg_sq_col" in entry:  # Adafactor and its kin: all but one dimension each
-        return _squeezed((*entry["exp_avg_sq_row"], *entry["exp_avg_sq_col"][-1:]))
-    return next((_squeezed(entry[name]) for name in _MOMENTS if name in entry), None)
-
-
-def _squeezed(shape: Shape) -> Shape:
-    """Return ``shape`` without sizes of 1, which adapters and quantisers add and drop."""
-    return tuple(size for size in shape if size != 1)
-
-
-def _optimizer(view: View) -> _Optimizer | None:
+def _optimizer(view: View) -> OptimizerState | None:
     """Return the only optimizer of the checkpoint, None where there is none or it is of another make."""
     parts = list(view.checkpoint.of(Role.OPTIMIZER, Role.COMBINED))
-    value = view.optimizer or {}
-    groups, state = value.get("param_groups"), as_mapping(value.get("state"))
-    if len(parts) != 1 or not isinstance(groups, list) or not groups or state is None:
-        return None
-    found = [group for value in groups if (group := as_mapping(value)) is not None]
-    lists = [group["params"] for group in found if isinstance(group.get("params"), list | tuple)]
-    if len(lists) != len(groups):
-        return None
-    return _Optimizer(parts[0].path, found, [item for ids in lists for item in ids], state)
+    return read_state_dict(view.optimizer or {}) if len(parts) == 1 else None
 
 
-def _trained(view: View) -> dict[str, TensorRef] | None:
-    """Return every tensor that the optimizer may train, None where the files cannot say.
-
-    That is: weights in another framework's directories or in files that no layout knows (a second model, a head of
-    its own), damaged or missing shards, adapters that are stored in another form than they are trained in, and
-    experts, which newer loaders fuse.
-    """
-    checkpoint = view.checkpoint
-    kinds = [str((as_mapping(value) or {}).get("peft_type")).upper() for _, value in view.values(Role.ADAPTER_CONFIG)]
-    shards = [part.shard for part in view.weight_parts if part.shard is not None]
-    beside = any(path.endswith(_WEIGHTS_LIKE) for path in checkpoint.unclaimed)
-    if view.elsewhere is not None or beside or any(kind != "LORA" for kind in kinds):
-        return None
-    if shards and len(shards) < shards[0][1]:
-        return None
-    found: dict[str, TensorRef] = {}
-    for part in checkpoint.of(Role.WEIGHTS, Role.ADAPTER, Role.CUSTOM, Role.COMBINED):
-        content = view.content(part)
-        if content is None or not content.readable:
-            return None
-        own = tuple(f"{key}." for key in plain.OPTIMIZER_KEYS) if part.role is Role.COMBINED else ()
-        found |= {f"{part.path}:{name}": ref for name, ref in content.tensors.items() if not name.startswith(own)}
-    return None if not found or any(".experts." in name for name in found) else found
-
-
-def _unmatched(optimizer: _Optimizer, trained: Mapping[str, TensorRef]) -> tuple[Counter[Shape], bool]:
-    """Return the shapes of moments that no tensor is left for, and whether one of them occurs nowhere at all."""
-    stored = Counter(_squeezed(ref.shape) for ref in trained.values())
-    lost = optimizer.shapes() - stored
-    return lost, any(shape not in stored for shape in lost)
+def _path(checkpoint: Checkpoint) -> str:
+    part = checkpoint.first(Role.OPTIMIZER, Role.COMBINED)
+    return part.path if part is not None else ""
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -124,151 +35,46 @@ def _listed(texts: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _said(lost: Counter[Shape]) -> str:
-    return _listed(
-        f"{list(shape)} ({count:,} times)" if count > 1 else str(list(shape)) for shape, count in lost.items()
-    )
-
-
-@rule("CK511", "moment-shape-mismatch", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
-def moment_shape_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The optimizer's moments have a shape that no stored tensor has, or two moments of one parameter differ.
-
-    **Why it matters.** torch does not look at shapes when it loads an optimizer. The first step then fails, or, with
-    the fused kernels, writes beyond the end of memory: nonsense, or a crash without a word.
-
-    **How to repair.** The optimizer is of another model, or one of the files is damaged: take both from one
-    checkpoint.
-
-    **Known exceptions.** Factored moments are put together again; low-rank (GaLore) and quantised ones, experts
-    (fused at load), adapters other than LoRA and the shards of FSDP and DeepSpeed are not compared. Sizes of 1 do not
-    count.
-    """
-    optimizer, trained = _optimizer(context.view), _trained(context.view)
-    if optimizer is None:
-        return
-    for key, entry in optimizer.entries():
-        shapes = {name: entry[name] for name in _SAME if _squeezed(entry.get(name, ()))}
-        if len(set(shapes.values())) > 1:
-            said = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            at = Spot(key=f"state[{key}]")
-            yield Hit("two moments of one parameter have different shapes", optimizer.path, at, (said,))
-            return
-    if trained is None or not optimizer.numbered or len(optimizer.ids) > len(trained):
-        return
-    lost, nowhere = _unmatched(optimizer, trained)
-    if lost and nowhere:
-        yield Hit(
-            "the optimizer has moments of a shape that no weight has",
-            optimizer.path,
-            Spot(key="state"),
-            (
-                f"without a counterpart: {_said(lost)}",
-                "torch loads them in silence and fails at the first step, or crashes",
-            ),
-        )
-
-
-@rule("CK512", "optimizer-more-than-weights", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
-def optimizer_more_than_weights(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The optimizer has more parameters than there are stored tensors.
-
-    **Why it matters.** Either weights are missing from the file, or the optimizer is of another model: then torch
-    says `parameter group that doesn't match the size of optimizer's group`.
-
-    **How to repair.** Take optimizer and weights from one checkpoint.
-
-    **Known exceptions.** As for CK511; weights in files that no layout knows silence it.
-    """
-    optimizer, trained = _optimizer(context.view), _trained(context.view)
-    if optimizer is None or trained is None or not optimizer.numbered or len(optimizer.ids) <= len(trained):
-        return
-    lost, _ = _unmatched(optimizer, trained)
-    yield Hit(
-        f"the optimizer has {len(optimizer.ids):,} parameters, the weights have {len(trained):,} tensors",
-        optimizer.path,
-        Spot(key="param_groups"),
-        (f"moments without a counterpart: {_said(lost)}",) if lost else (),
-    )
-
-
-@rule("CK513", "optimizer-fewer-than-weights", Severity.NOTE, Checkpoint)
-def optimizer_fewer_than_weights(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The optimizer has fewer parameters than there are stored tensors.
-
-    **Why it matters.** It is what a frozen part looks like, or a second adapter that is not trained.
-
-    **How to repair.** Nothing needs to be done, if part of the model was meant to be frozen.
-
-    **Known exceptions.** Buffers such as running means are not counted, and tied weights once.
-    """
-    optimizer, trained = _optimizer(context.view), _trained(context.view)
-    if optimizer is None or trained is None or not optimizer.numbered:
-        return
-    floats = [
-        ref for name, ref in trained.items() if not name.endswith(_BUFFERS) and not ref.dtype.startswith(_INTEGERS)
-    ]
-    count = len({(ref.storage_id, ref.chunks) if ref.chunks else id(ref) for ref in floats})
-    if len(optimizer.ids) < count:
-        yield Hit(
-            f"the optimizer trains {len(optimizer.ids):,} of {count:,} tensors; the rest is frozen", optimizer.path
-        )
-
-
-@rule("CK514", "weights-miss-trained-tensor", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
-def weights_miss_trained_tensor(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The weights have fewer tensors of a shape than the optimizer has moments for.
-
-    **Why it matters.** A tensor that was trained was not saved: it gets fresh random values, in silence.
-
-    **How to repair.** The values are not here: fall back to an older checkpoint.
-
-    **Known exceptions.** As for CK511, which tells it where the shape is nowhere in the weights.
-    """
-    optimizer, trained = _optimizer(context.view), _trained(context.view)
-    if optimizer is None or trained is None or not optimizer.numbered or len(optimizer.ids) > len(trained):
-        return
-    lost, nowhere = _unmatched(optimizer, trained)
-    if lost and not nowhere:
-        yield Hit(
-            "the weights miss tensors that the optimizer trains",
-            detail=(f"shapes of which there are too few: {_said(lost)}",),
-            related=(optimizer.path,),
-        )
-
-
-@rule("CK515", "parameter-ids-invalid", Severity.ERROR, Checkpoint, impact=DEGRADES_RESUME)
+@rule("CK515", "parameter-ids-invalid", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
 def parameter_ids_invalid(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The parameters' numbers in the optimizer's groups are not 0 to n-1, each once, or the state has others.
+    """The parameters' numbers in the optimizer's groups are not 0 to n-1 in this order, or the state has others.
 
-    **Why it matters.** State is found through these numbers: with a wrong one a parameter's moments start afresh, or
-    go to another parameter, in silence.
+    **Why it matters.** torch counts parameters through the groups. Where the numbers skip or jump, a group lost a
+    member or changed places: `parameter group that doesn't match the size of optimizer's group`. State under another
+    number is found by nobody: those moments start afresh.
 
     **How to repair.** The file was edited or put together: take it from another checkpoint.
 
     **Known exceptions.** Full states of FSDP use names. Very old ones used addresses in memory, which only need to
-    differ. A parameter without state is legal.
+    differ. A parameter without state is legal. State for a number more, where no parameter lacks its own, is a
+    warning.
     """
     optimizer = _optimizer(context.view)
     if optimizer is None:
         return
-    ids = optimizer.ids
+    ids, path = optimizer.ids, _path(checkpoint)
     if not all(type(item) in (int, str) for item in ids):
-        yield Hit("parameters are neither numbered nor named", optimizer.path, Spot(key="param_groups"))
+        yield Hit("parameters are neither numbered nor named", path, Spot(key="param_groups"))
         return
-    counts = Counter(ids)
-    twice = [str(item) for item, count in counts.items() if count > 1]
-    outside = [str(item) for item in counts if type(item) is int and not 0 <= item < max(len(ids), 1)]
-    if twice or (outside and optimizer.numbered and max(counts) < 1 << 32):
-        said = f"twice: {_listed(twice)}" if twice else f"not between 0 and {len(ids) - 1:,}: {_listed(outside)}"
-        yield Hit("the numbers of the parameters are not 0 to n-1", optimizer.path, Spot(key="param_groups"), (said,))
-    strange = [repr(key)[:60] for key in optimizer.state if type(key) in (int, str) and key not in counts]
+    addresses = optimizer.numbered and min(ids, default=0) >= _ADDRESS and len(set(ids)) == len(ids)
+    if optimizer.numbered and not addresses and ids != list(range(len(ids))):
+        place = next(place for place, item in enumerate(ids) if item != place)
+        said = f"number {place:,} in the order of the groups is {key_name(ids[place])}"
+        yield Hit("the numbers of the parameters are not 0 to n-1", path, Spot(key="param_groups"), (said,))
+    known = set(ids)
+    strange = [key_name(key)[:60] for key in optimizer.state if type(key) not in (int, str) or key not in known]
+    lacking = sum(item not in optimizer.state for item in ids)
     if strange:
         yield Hit(
             "the state has entries for parameters that no group has",
-            optimizer.path,
+            path,
             Spot(key=f"state[{strange[0]}]"),
-            (f"{len(strange):,} of {len(optimizer.state):,}: {_listed(strange)}",),
+            (
+                f"{len(strange):,} of {len(optimizer.state):,}: {_listed(strange)}",
+                f"{lacking:,} parameters have no entry",
+            ),
+            severity=None if lacking else Severity.WARNING,
+            impact=DEGRADES_RESUME if lacking else HARMLESS,
         )
 
 
@@ -290,7 +96,7 @@ def moments_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if not optimizer.state and max(steps) > 0:
         yield Hit(
             "the optimizer has no state at all",
-            optimizer.path,
+            _path(checkpoint),
             Spot(key="state"),
             (f"{len(optimizer.ids):,} parameters would start with fresh moments at step {max(steps):,.0f}",),
             severity=Severity.ERROR,
@@ -299,35 +105,89 @@ def moments_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     elif 0 < len(optimizer.state) < len(optimizer.ids):
         count = len(optimizer.ids) - len(optimizer.state)
         text = f"{count:,} of {len(optimizer.ids):,} parameters have no state: they never got a gradient, or lost it"
-        yield Hit(text, optimizer.path, Spot(key="state"))
+        yield Hit(text, _path(checkpoint), Spot(key="state"))
 
 
 @rule("CK517", "group-hyperparameters-missing", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
 def group_hyperparameters_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A group of the optimizer lacks `lr`, or lacks `betas` where its moments are Adam's.
 
-    **Why it matters.** The saved groups replace the new ones as a whole: the first step stops with a `KeyError`.
+    **Why it matters.** The saved groups replace the new ones as a whole: the first step stops with a `KeyError`, or a
+    `TypeError` where `lr` is null.
 
     **How to repair.** Take the optimizer's file from another checkpoint of the run.
 
-    **Known exceptions.** Optimizers that name their betas otherwise (`beta1`), and groups of another rule (Muon's
-    `momentum`).
+    **Known exceptions.** Optimizers that name their betas otherwise (`beta1`) or have a null `lr` (Adafactor), and
+    groups of another rule (Muon's `momentum`).
     """
     optimizer = _optimizer(context.view)
     if optimizer is None:
         return
     adam = any({"exp_avg", "exp_avg_sq"} <= entry.keys() for _, entry in optimizer.entries())
     for place, group in enumerate(optimizer.groups):
-        keys = {str(key) for key in group}
+        keys = {key for key in group if isinstance(key, str)}
         other = "momentum" in keys or any(key.startswith("beta") for key in keys)
-        lacking = [*(["lr"] if "lr" not in keys else []), *(["betas"] if adam and not other else [])]
+        no_rate = "lr" not in keys or (group["lr"] is None and "betas" in keys)
+        lacking = [*(["lr"] if no_rate else []), *(["betas"] if adam and not other else [])]
         if lacking and group["params"]:
             yield Hit(
                 f"group {place} of the optimizer lacks {' and '.join(lacking)}",
-                optimizer.path,
+                _path(checkpoint),
                 Spot(key=f"param_groups[{place}]"),
                 (f"it has {_listed(sorted(keys))}",),
             )
+
+
+@rule("CK518", "optimizer-unusable", Severity.ERROR, Part, impact=None)
+def optimizer_unusable(part: Part, context: Context) -> Iterator[Hit]:
+    """The optimizer's file is no state dict: `state` or `param_groups` is missing or of another type.
+
+    **Why it matters.** `load_state_dict` stops with a `KeyError` or `TypeError`.
+
+    **How to repair.** Take the optimizer's file from another checkpoint of the run.
+
+    **Known exceptions.** Checkpoints of FSDP and DeepSpeed, whose own files are not looked into.
+    """
+    content = context.content(part) if part.role is Role.OPTIMIZER else None
+    if content is None or not content.readable or context.view.elsewhere or content.container not in part.containers:
+        return
+    value = as_mapping(content.value)
+    if value is None or read_state_dict(value) is None:
+        kind = type(content.value).__name__
+        found = _listed(key_name(key)[:60] for key in value) if value is not None else f"a {kind}"
+        yield Hit(
+            "this is no state dict of an optimizer",
+            part.path,
+            detail=(f"holds {found or 'nothing'}; needs `state` and `param_groups`, with `params` in every group",),
+            impact=context.damaged(part),
+        )
+
+
+@rule("CK519", "moment-missing", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
+def moment_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """A parameter's entry lacks `step`, `exp_avg` or `exp_avg_sq`, while most others of its group have all three.
+
+    **Why it matters.** Adam makes all three at the first step and never looks again: the next one stops with a
+    `KeyError`.
+
+    **How to repair.** Take the optimizer's file from another checkpoint of the run.
+
+    **Known exceptions.** Entries with tensors of another rule (factored moments, Muon's), and groups without `betas`.
+    """
+    optimizer = _optimizer(context.view)
+    if optimizer is None or not any("betas" in group for group in optimizer.groups):
+        return
+    entries = [(key, set(map(key_name, as_mapping(value) or {}))) for key, value in optimizer.state.items()]
+    whole = sum(names >= _ADAM for _, names in entries)
+    wrong = [(key, sorted(_ADAM - names)) for key, names in entries if names and names < _ADAM]
+    if wrong and 2 * whole > len(entries):
+        key, names = wrong[0]
+        yield Hit(
+            f"{len(wrong):,} parameter{'' if len(wrong) == 1 else 's'} with an incomplete state",
+            _path(checkpoint),
+            Spot(key=f"state[{key_name(key)}]"),
+            (f"state[{key_name(key)}] lacks {', '.join(names)}",),
+        )
 
 
 @rule("CK521", "rate-numpy-scalar", Severity.ERROR, Part, impact=None)
@@ -371,12 +231,10 @@ def _scalars(value: Value) -> Iterator[tuple[str, float]]:
 
 
 RULES: tuple[Rule, ...] = (
-    moment_shape_mismatch,
-    optimizer_more_than_weights,
-    optimizer_fewer_than_weights,
-    weights_miss_trained_tensor,
     parameter_ids_invalid,
     moments_missing,
     group_hyperparameters_missing,
+    optimizer_unusable,
+    moment_missing,
     rate_numpy_scalar,
 )

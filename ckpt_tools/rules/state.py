@@ -28,19 +28,26 @@ _SINCE_EVER = (
     "trial_name",
     "trial_params",
 )
-# Added after 4.31: in 4.36 most of them, `stateful_callbacks` by 4.41, `best_global_step` by 4.57.
-_ADDED = (
-    "best_global_step",
-    "eval_steps",
-    "logging_steps",
-    "num_input_tokens_seen",
-    "save_steps",
-    "stateful_callbacks",
-    "train_batch_size",
-)
+# The keys that came with a version of transformers, or with one not long before it, and so tell a newer file.
+_ADDED = {
+    "4.36": (
+        "eval_steps",
+        "logging_steps",
+        "num_input_tokens_seen",
+        "save_steps",
+        "stateful_callbacks",
+        "best_global_step",
+    ),
+    "4.41": ("best_global_step",),
+}
+# The keys that a resume cannot do without: since when, and where it stops.
+_NEEDED = {
+    "train_batch_size": ("4.36", "at once: \"unsupported operand type(s) for //: 'NoneType' and 'int'\""),
+    "stateful_callbacks": ("4.41", "at its first save: \"KeyError: 'TrainerControl'\""),
+}
 # Fields that other trainers add to the class and read back themselves.
 _ELSEWHERE = frozenset({"episode", "last_model_checkpoint"})
-KNOWN = frozenset(_SINCE_EVER) | frozenset(_ADDED) | _ELSEWHERE
+KNOWN = frozenset((*_SINCE_EVER, *_NEEDED, *_ADDED["4.36"])) | _ELSEWHERE
 _SHOWN = 10
 
 
@@ -93,7 +100,7 @@ def state_key_missing(part: Part, context: Context) -> Iterator[Hit]:
 
     **Why it matters.** A missing key silently takes its default. Without `global_step` the training starts again at
     step 1 with the old optimizer and schedule; without `log_history` the history is lost; without `train_batch_size`
-    a resume by transformers 4.36 or newer stops with a `TypeError`. The others are computed again.
+    or `stateful_callbacks` a resume stops. The others are computed again.
 
     **How to repair.** `global_step` is the number of the directory; copy the rest from a neighbouring checkpoint.
 
@@ -114,21 +121,25 @@ def state_key_missing(part: Part, context: Context) -> Iterator[Hit]:
     if "log_history" not in state:
         text = "the history of losses and rates would be lost"
         yield Hit("log_history is missing", part.path, Spot(key="log_history"), (text,), severity=Severity.WARNING)
-    if "train_batch_size" not in state:
-        yield _no_batch_size(part, old=not any(key in state for key in _ADDED))
     rest = [key for key in _SINCE_EVER if key not in state and key not in ("global_step", "log_history")]
+    for key, (since, error) in _NEEDED.items():
+        if key not in state:
+            old = not rest and not any(newer in state for newer in _ADDED[since])
+            yield _needed(part, key, since, error, old=old)
+            if old:
+                break
     if rest:
         yield Hit(f"{len(rest):,} keys that every version writes are missing", part.path, detail=(_listed(rest),))
 
 
-def _no_batch_size(part: Part, *, old: bool) -> Hit:
-    detail = 'transformers 4.36 and newer stop at a resume: "unsupported operand type(s)" on None'
-    title = "written by a transformers older than 4.36, and not to be resumed by a newer one as it is"
+def _needed(part: Part, key: str, since: str, error: str, *, old: bool) -> Hit:
+    """Tell of a key without which a newer Trainer stops; ``old``: the file is of a time before the key."""
+    title = f"written by a transformers before {since}, and not to be resumed by a newer one as it is"
     return Hit(
-        title if old else "train_batch_size is missing",
+        title if old else f"{key} is missing",
         part.path,
-        Spot(key="train_batch_size"),
-        (detail, *(("train_batch_size is not in the file: add it, and it can be",) if old else ())),
+        Spot(key=key),
+        (f"transformers from {since} on would stop {error}", *((f"{key} is what it lacks",) if old else ())),
         severity=Severity.NOTE if old else Severity.ERROR,
         impact=HARMLESS if old else BREAKS_RESUME,
     )
@@ -138,18 +149,23 @@ def _no_batch_size(part: Part, *, old: bool) -> Hit:
 def state_value_invalid(part: Part, context: Context) -> Iterator[Hit]:
     """A value of `trainer_state.json` that a resume computes with is of the wrong type.
 
-    **Why it matters.** `global_step` and `train_batch_size` are divided by, `log_history` is appended to: a null or a
-    text there stops the resume with a `TypeError`, some way into it.
+    **Why it matters.** Steps and batch size are computed with, `log_history` is appended to, `stateful_callbacks` is
+    written to: a null or a text there stops the resume, at once or at its first save.
 
     **How to repair.** Write the number: `global_step` is the number of the directory, `train_batch_size` the batch
     per process.
     """
     state = _state(part, context) or {}
     checks: dict[str, tuple[Callable[[Value], bool], str]] = {
-        "global_step": (lambda value: type(value) is int and value >= 0, "a whole number"),
+        "global_step": (lambda value: _number(value) and value >= 0 and value == value // 1, "a whole number"),
         "train_batch_size": (lambda value: type(value) is int, "a whole number"),
+        "logging_steps": (_number, "a number"),
+        "save_steps": (_number, "a number"),
         "log_history": (lambda value: value is None or isinstance(value, list), "a list"),
-        "stateful_callbacks": (lambda value: value is None or isinstance(value, dict), "an object"),
+        "stateful_callbacks": (
+            lambda value: isinstance(value, dict) and "TrainerControl" in value,
+            "an object with TrainerControl in it: a resume stops at its first save",
+        ),
     }
     for key, (is_right, wanted) in checks.items():
         if key in state and not is_right(state[key]):

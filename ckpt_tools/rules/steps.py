@@ -8,13 +8,17 @@ from math import isclose
 from typing import Any
 
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Checkpoint, Role
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, HARMLESS, Severity, Spot
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _EXACT, _SINGLE = 1e-9, 1e-6
+# What every schedule has; one with nothing more was a LambdaLR.
+_BARE = frozenset(
+    ("base_lrs", "last_epoch", "verbose", "_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr")
+)
 
 
 def _integer(value: Value) -> int | None:
@@ -140,21 +144,28 @@ def _said(steps: _Steps) -> str:
 def step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The number in the directory's name is not `global_step` of `trainer_state.json`.
 
-    **Why it matters.** The newest checkpoint is chosen by name, and training then goes on from `global_step`: steps
-    are done twice or left out, and rotation deletes the wrong directories.
+    **Why it matters.** Training goes on from `global_step`: if the state is of another checkpoint, steps are done
+    twice or left out. If only the directory was renamed a resume works, but the newest checkpoint and those to be
+    deleted are chosen by name.
 
     **How to repair.** If the other files agree with `global_step`, rename the directory; if they agree with the name,
-    `trainer_state.json` is of another checkpoint.
+    copy `trainer_state.json` again.
+
+    **Known exceptions.** A renamed directory, of which optimizer or schedule agree with the state, is a warning.
     """
     steps = _steps(context.view)
     stated = _integer((context.view.state or {}).get("global_step"))
-    if checkpoint.layout != "hf-trainer" or checkpoint.step is None or stated in (None, checkpoint.step):
+    if checkpoint.layout != "hf-trainer" or checkpoint.step is None or stated is None or stated == checkpoint.step:
         return
+    others = {steps.schedule, steps.optimizer} if steps is not None else set()
+    renamed = stated in others and checkpoint.step not in others
     yield Hit(
         f"the directory is named for step {checkpoint.step:,}, its state says {stated:,}",
         _path(context.view, Role.TRAINER_STATE),
         Spot(key="global_step"),
         (_said(steps),) if steps is not None else (),
+        severity=Severity.WARNING if renamed else None,
+        impact=HARMLESS if renamed else None,
     )
 
 
@@ -169,20 +180,22 @@ def scheduler_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
 
     **Known exceptions.** With a gradient scaler skipped steps are not counted. A multiple of the step: accelerate
     steps once per process. Plateau and greedy count evaluations, and sequential ones per phase. Where the optimizer
-    lags by the same amount both were started afresh, or skipped steps together: a note.
+    lags by the same amount both were started afresh, or skipped steps together: a note. Where it agrees with the
+    trainer, the schedule alone is wrong: an error.
     """
     steps = _steps(context.view)
     if steps is None or steps.schedule in (None, steps.trainer, checkpoint.step) or steps.apart or steps.multiple:
         return  # CK501 tells it where the directory's name agrees with the schedule
     if steps.schedule < steps.trainer and checkpoint.has(Role.SCALER):
         return
-    together = steps.schedule == steps.optimizer and steps.schedule < steps.trainer
+    together = steps.schedule == steps.optimizer
+    alone = steps.schedule > steps.trainer or steps.optimizer == steps.trainer
     yield Hit(
         f"the schedule is at step {steps.schedule:,}, the trainer at {steps.trainer:,}",
         _path(context.view, Role.SCHEDULER),
         Spot(key="last_epoch"),
         (_said(steps),),
-        severity=Severity.NOTE if together else None,
+        severity=Severity.NOTE if together else Severity.ERROR if alone else None,
         impact=HARMLESS if together else None,
     )
 
@@ -192,7 +205,7 @@ def optimizer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
     """The optimizer's own `step` is above `global_step`, or far below it.
 
     **Why it matters.** It only corrects the bias of young moments, but it tells that the optimizer is of another step
-    than the rest, or was started afresh on the way.
+    than the rest (certain where it is above), or was started afresh on the way.
 
     **How to repair.** Take the optimizer's file of the same step, if there is one.
 
@@ -203,14 +216,17 @@ def optimizer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
     steps = _steps(context.view)
     if steps is None or steps.optimizer is None or steps.apart or steps.optimizer in (steps.trainer, steps.schedule):
         return
-    few = steps.optimizer < steps.trainer and 10 * steps.optimizer >= 9 * steps.trainer
-    if few or checkpoint.step == steps.optimizer or (steps.optimizer < steps.trainer and checkpoint.has(Role.SCALER)):
+    above = steps.optimizer > steps.trainer
+    few = not above and 10 * steps.optimizer >= 9 * steps.trainer
+    if few or checkpoint.step == steps.optimizer or (not above and checkpoint.has(Role.SCALER)):
         return
     yield Hit(
         f"the optimizer is at step {steps.optimizer:,}, the trainer at {steps.trainer:,}",
         _path(context.view, Role.OPTIMIZER),
         Spot(key="state"),
         (_said(steps),),
+        severity=Severity.ERROR if above else None,
+        impact=DEGRADES_RESUME if above else None,
     )
 
 
@@ -290,8 +306,8 @@ def initial_rates_disagree(checkpoint: Checkpoint, context: Context) -> Iterator
 def scheduler_lengths(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The schedule has another number of rates than the optimizer has groups.
 
-    **Why it matters.** `base_lrs` and `_last_lr` have one rate per group; torch stops with a `ValueError` at the
-    first step of the schedule. A wrong `lr_lambdas` alone is not noticed.
+    **Why it matters.** `base_lrs` has one rate per group; torch stops with a `ValueError` at the first step of the
+    schedule. A wrong `_last_lr` or `lr_lambdas` alone is not noticed: a warning.
 
     **How to repair.** Scheduler and optimizer are of different runs: take both from one checkpoint.
 
@@ -304,7 +320,7 @@ def scheduler_lengths(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     lengths = {key: len(scheduler[key]) for key in lists if isinstance(scheduler.get(key), list | tuple)}
     wrong = [key for key, length in lengths.items() if length != len(groups)]
     if wrong:
-        noticed = wrong != ["lr_lambdas"]
+        noticed = "base_lrs" in wrong
         yield Hit(
             "schedule and optimizer differ in the number of groups",
             _path(context.view, Role.SCHEDULER),
@@ -315,6 +331,32 @@ def scheduler_lengths(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
         )
 
 
+@rule("CK508", "scheduler-unusable", Severity.ERROR, Part, impact=BREAKS_RESUME)
+def scheduler_unusable(part: Part, context: Context) -> Iterator[Hit]:
+    """The Trainer's scheduler file is no state dict, or lacks what every schedule of its kind has.
+
+    **Why it matters.** Without `lr_lambdas` a LambdaLR stops with a `KeyError`; without `last_epoch` the schedule
+    starts again at 0, and the warm-up with it.
+
+    **How to repair.** Take the scheduler's file from another checkpoint of the run and set its step.
+
+    **Known exceptions.** Chained schedules have no count of their own. Only files of the Trainer are looked at: a
+    loop of one's own may keep its schedule as it likes.
+    """
+    content = context.content(part) if part.role is Role.SCHEDULER and part.layout == "hf-trainer" else None
+    if content is None or not content.readable or content.container not in part.containers or context.view.elsewhere:
+        return
+    value = as_mapping(content.value)
+    if value is None:
+        yield Hit("this is no state dict of a schedule", part.path, detail=(f"holds a {type(content.value).__name__}",))
+    elif value.keys() <= _BARE:
+        yield Hit("lr_lambdas is missing", part.path, Spot(key="lr_lambdas"), (f"has {len(value)} keys of a schedule",))
+    elif "last_epoch" not in value and "_schedulers" not in value:
+        yield Hit("last_epoch is missing", part.path, Spot(key="last_epoch"), impact=DEGRADES_RESUME)
+    elif "last_epoch" in value and type(value["last_epoch"]) not in (int, float):
+        yield Hit("last_epoch is no number", part.path, Spot(key="last_epoch"))
+
+
 RULES: tuple[Rule, ...] = (
     step_mismatch,
     scheduler_step_mismatch,
@@ -323,4 +365,5 @@ RULES: tuple[Rule, ...] = (
     rates_disagree,
     initial_rates_disagree,
     scheduler_lengths,
+    scheduler_unusable,
 )

@@ -185,6 +185,31 @@ def wide_tensor() -> bytes:
     return PROTO2 + arguments + b"ctorch._utils\n_rebuild_tensor_v2\n" + _put(2) + b"(" + call * 10_000 + b"t."
 
 
+def _small_tensor() -> bytes:
+    storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x01\x85K\x01\x85\x89}tR"
+
+
+def nested_types() -> bytes:
+    """A subclass whose base is rebuilt as a subclass, whose base is ...: nested as deep as the file is long."""
+    opening = PROTO2 + b"ctorch._tensor\n_rebuild_from_type_v2\n" + _put(0) + b"0cm\nC\n" + _put(1) + b"0"
+    level = _get(0) + _get(1)
+    return opening + _get(0) + level * 5000 + b")" + b"\x87" * 5000 + b"R" + b"\x30N" + STOP
+
+
+def long_names() -> bytes:
+    """Long keys around many tensors: every name would repeat all of them."""
+    outside = b"".join(b"}" + _text(f"{level:04}" * 1000) for level in range(100))
+    inside = b"](" + _small_tensor() + _put(0) + _get(0) * 50_000 + b"e"
+    return PROTO2 + outside + inside + b"s" * 100 + STOP
+
+
+def many_names() -> bytes:
+    """Tensors whose key paths are all the same: keys that cannot be written are all called alike."""
+    pairs = b"".join(b"]" + _get(0) for _ in range(20_000))
+    return PROTO2 + _small_tensor() + _put(0) + b"0}(" + pairs + b"u" + STOP
+
+
 BOMBS: tuple[Callable[[], bytes], ...] = (
     memo_index,
     memo_index_text,
@@ -211,6 +236,9 @@ BOMBS: tuple[Callable[[], bytes], ...] = (
     long_digits,
     stacked_flood,
     wide_tensor,
+    nested_types,
+    long_names,
+    many_names,
 )
 
 

@@ -60,14 +60,23 @@ def _run(name: str, directory: Path) -> dict[str, Any]:
 
 
 HARMLESS = {
-    "memo_index", "memo_index_text", "shared_objects", "colliding_keys", "long_equal_keys", "wide_tensor", "call_of_calls"
-}  # fmt: skip
+    "memo_index",
+    "memo_index_text",
+    "shared_objects",
+    "colliding_keys",
+    "long_equal_keys",
+    "call_of_calls",
+    "nested_types",
+    "long_names",
+    "many_names",
+}
+STRANGE = {"wide_tensor": ["pickle-damaged"]}
 
 
 @pytest.mark.parametrize("name", [function.__name__ for function in hostile.BOMBS])
 def test_bombs_are_refused_or_come_out_small(name: str, tmp_path: Path) -> None:
     answer = _run(name, tmp_path)
-    assert answer["kinds"] == ([] if name in HARMLESS else ["resource-bomb"])
+    assert answer["kinds"] == ([] if name in HARMLESS else STRANGE.get(name, ["resource-bomb"]))
     assert answer["visits"] < 10_000_000
     assert answer["modules"] == []
 

@@ -30,9 +30,14 @@ def storage(key: str, count: int, kind: str = "FloatStorage", location: str = "c
 
 
 def tensor(
-    key: str, shape: tuple[int, ...], *, count: int | None = None, offset: int = 0, strides: tuple[int, ...] | None = None,
+    key: str,
+    shape: tuple[int, ...],
+    *,
+    count: int | None = None,
+    offset: int = 0,
+    strides: tuple[int, ...] | None = None,
     kind: str = "FloatStorage",
-) -> bytes:  # fmt: skip
+) -> bytes:
     """Return the opcodes of one tensor on the storage ``key``."""
     dense: list[int] = []
     total = 1

@@ -136,6 +136,15 @@ def test_the_resume_command_takes_the_newest_that_is_whole(tmp_path: Path) -> No
     assert {"what": "see why not", "command": f"ckpt verify '{run}'"} in found["next"]
 
 
+def test_paths_in_commands_are_quoted_for_their_reader(tmp_path: Path) -> None:
+    checkpoint = copied(RUN / "checkpoint-4", tmp_path / "my run" / "checkpoint-4")
+    commands = {each["what"]: each["command"] for each in decoded(checkpoint)["next"]}
+    assert commands["resume"] == f"--resume_from_checkpoint '{checkpoint}'"
+    assert commands["load"] == f"LlamaForCausalLM.from_pretrained('{checkpoint}')"
+    refused = decoded(FIXTURES / "plain/refused/protocol4.pt")["next"]
+    assert "protocol is 4" in refused[0]["command"]
+
+
 def test_no_room_for_the_next_save_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info_module, "free_bytes", lambda path: 1000)
     text = shown(RUN)
