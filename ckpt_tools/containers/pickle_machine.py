@@ -33,7 +33,8 @@ class Refused(Exception):
 class Machine:
     """One pickle, from ``start`` to its STOP opcode.
 
-    ``position`` is where the walk stands; ``odd`` holds, by ``id``, the dictionaries that got a key which cannot
+    ``position`` is where the walk stands; ``foreign`` are the opcodes met that torch's ``weights_only`` unpickler does not
+    know; ``odd`` holds, by ``id``, the dictionaries that got a key which cannot
     be hashed cheaply, each with the pairs that stand for it.
     """
 
@@ -50,6 +51,7 @@ class Machine:
         self.position = start
         self.protocol = 0
         self.globals: dict[str, int] = {}
+        self.foreign: set[int] = set()
         self.odd: dict[int, tuple[dict[Any, Any], Pairs]] = {}
         self.allowed = self.budget = min(250_000 + len(data) // 4, MAX_CONTAINERS)
         self.copies = 1_000_000 + 2 * len(data)

@@ -67,13 +67,17 @@ class CutError(FormatError):
 
 @dataclass(frozen=True, slots=True)
 class PickleResult:
-    """``end`` is the offset behind STOP; ``globals`` counts every mention of a ``module.name``."""
+    """``end`` is the offset behind STOP; ``globals`` counts every mention of a ``module.name``.
+
+    ``foreign`` are the opcodes that ``torch.load(weights_only=True)`` refuses: "Unsupported operand N".
+    """
 
     value: Value
     globals: Mapping[str, int]
     end: int
     protocol: int
     problems: tuple[Problem, ...] = ()
+    foreign: tuple[int, ...] = ()
 
 
 def read(
@@ -109,7 +113,8 @@ def read(
         raise FormatError(
             Problem("resource-bomb", "a pickle made to exhaust memory", detail, Spot(offset=walk.position))
         ) from None
-    return PickleResult(value, walk.globals, walk.position, walk.protocol)
+    foreign = tuple(sorted(walk.foreign))
+    return PickleResult(value, walk.globals, walk.position, walk.protocol, foreign=foreign)
 
 
 def read_growing(

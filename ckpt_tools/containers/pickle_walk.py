@@ -20,6 +20,9 @@ MAX_INT_DIGITS = 2400
 MAX_MARKS = 10_000
 
 _ONE_BYTE_FOLLOWS = b"hqK\x8c"
+_KNOWN_TO_TORCH = frozenset((0x80, 0x63, 0x81, 0x62, 0x55, 0x8A, 0x8F))
+"""Of the rare opcodes, those that torch's own unpickler reads: PROTO GLOBAL NEWOBJ BUILD SHORT_BINSTRING LONG1 EMPTY_SET."""
+
 _U2 = Struct("<H").unpack_from
 _I4 = Struct("<i").unpack_from
 _U4 = Struct("<I").unpack_from
@@ -114,10 +117,12 @@ class Walk(Machine):
                 memo[data[position]] = stack[-1]
                 position += 1
             elif op == 0x94:  # MEMOIZE
+                self.foreign.add(op)
                 if whole:
                     memo.complete()
                 memo[len(memo)] = stack[-1]
             elif op == 0x8C:  # SHORT_BINUNICODE
+                self.foreign.add(op)
                 end = position + 1 + data[position]
                 if end > size:
                     raise self._cut()
@@ -175,6 +180,8 @@ class Walk(Machine):
                 self.position = position
                 return value
             else:
+                if op not in _KNOWN_TO_TORCH:
+                    self.foreign.add(op)
                 rare = _RARE.get(op)
                 if rare is None:
                     raise Broken(f"there is no opcode {op:#04x}" + (f" ({chr(op)!r})" if 32 < op < 127 else ""))

@@ -97,6 +97,9 @@ class _Reader:
             raise FormatError(replace(error.problem, detail=detail, at=at)) from None
         if number == 3:
             self.globals = dict(result.globals)
+            self.facts["protocol"] = result.protocol
+        if result.foreign:
+            self.facts["foreign_opcodes"] = (*self.facts.get("foreign_opcodes", ()), *result.foreign)
         return result.value, position + length
 
     def _head(self) -> int:

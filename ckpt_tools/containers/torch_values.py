@@ -96,7 +96,8 @@ class TorchValues:
     """Turns what one torch file refers to into values; the callbacks of ``pickle_stream.read``.
 
     ``place`` says where the bytes of a storage key lie.  ``storages`` are those that were mentioned, by key;
-    ``overruns`` and ``inner`` belong to tensors by ``id`` (and keep them alive).
+    ``overruns`` and ``inner`` belong to tensors by ``id`` (and keep them alive).  ``wrong`` counts, by what is wrong,
+    the calls of torch's own functions that torch could not make.
     """
 
     place: Callable[[str], Extent | None] = lambda key: None
@@ -104,7 +105,7 @@ class TorchValues:
     storages: dict[str, Storage] = field(default_factory=dict)
     overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
     inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
-    malformed: int = 0
+    wrong: dict[str, int] = field(default_factory=dict)
     _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
 
     def persistent(self, key: Value) -> Value:
@@ -114,27 +115,36 @@ class TorchValues:
             return key[1]  # a class, with its source text, in files of old versions
         if type(parts) is tuple and len(parts) == 1 and type(parts[0]) is tuple:
             parts = parts[0]
-        if type(parts) is not tuple or len(parts) < 5 or parts[0] != "storage":
-            return Opaque("pickle.persistent_id", (key,), called=True)
+        if type(parts) is not tuple or len(parts) not in (5, 6) or parts[0] != "storage":
+            return self._no_storage(key, "a reference to a storage has another form")
         _, kind, name, location, numel = parts[:5]
         if type(name) is not str or type(location) is not str or type(numel) is not int or type(kind) is not Opaque:
-            return Opaque("pickle.persistent_id", (key,), called=True)
+            return self._no_storage(key, "a reference to a storage has another form")
         known = self.storages.get(name)
         if known is not None and known.numel == numel and known.location == location:
             return known
         dtype = _storage_dtype(kind)
         if dtype is None or not 0 <= numel < MAX_NUMBER:
-            return Opaque("pickle.persistent_id", (key,), called=True)
+            return self._no_storage(key, f"{kind.qualname} is no storage" if dtype is None else "a storage has no size")
         nbytes = numel * (DTYPE_BITS[dtype] // 8)
         storage = Storage(kind.qualname, (), None, [], True, dtype, name, location, numel, nbytes, self.place(name))
         return storage if known is not None else self.storages.setdefault(name, storage)
+
+    def _no_storage(self, key: Value, why: str) -> Opaque:
+        self.wrong[why] = self.wrong.get(why, 0) + 1
+        return Opaque("pickle.persistent_id", (key,), called=True)
 
     def rebuild(self, made: Opaque) -> Value:
         """Return the tensor that a call of torch's rebuild functions would give; anything else unchanged."""
         build = _REBUILD.get(made.qualname)
         if build is None:
+            if made.qualname.startswith("torch.") and made.qualname.endswith("Storage"):
+                self.wrong[f"{made.qualname} is called"] = self.wrong.get(f"{made.qualname} is called", 0) + 1
             return made
         result = build(self, made.args)
+        if result is None and build in (_plain, _typed, _parameter):
+            why = f"{made.qualname} is called with what makes no tensor"
+            self.wrong[why] = self.wrong.get(why, 0) + 1
         return made if result is None else result
 
     def view(
@@ -244,9 +254,10 @@ class TorchValues:
         if overruns > MAX_NOTED:
             message = f"{overruns - MAX_NOTED:,} more tensors reach beyond their storage"
             problems.append(Problem("tensor-view-out-of-range", message))
-        if self.malformed:
-            detail = (f"{self.malformed:,} of them", "torch.load stops")
-            problems.append(Problem("pickle-damaged", "tensors are described by numbers that make no tensor", detail))
+        if self.wrong:
+            count = sum(self.wrong.values())
+            detail = (several(self.wrong), f"{count:,} of them; torch.load stops at the first")
+            problems.append(Problem("pickle-damaged", "the pickle describes tensors that torch cannot make", detail))
         return tensors, problems
 
 
@@ -262,19 +273,18 @@ def _overrun(name: str, ref: TensorRef, needed: int, held: int) -> Problem:
 
 
 def _plain(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    result = values.tensor(args[0], args[1], args[2], args[3]) if len(args) >= 4 else None
-    if result is None and args and type(args[0]) is Storage:
-        values.malformed += 1
-    return result
+    if len(args) not in (4, 6, 7) or (len(args) > 4 and type(args[4]) is not bool):
+        return None
+    return values.tensor(args[0], args[1], args[2], args[3])
 
 
 def _typed(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    dtype = dtype_name(args[6]) if len(args) >= 7 else None
+    dtype = dtype_name(args[6]) if len(args) in (7, 8) and type(args[4]) is bool else None
     return values.tensor(args[0], args[1], args[2], args[3], dtype) if dtype else None
 
 
 def _parameter(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if not args or not isinstance(args[0], TensorRef):
+    if len(args) not in (3, 4) or not isinstance(args[0], TensorRef):
         return None
     return values.wrapped(args[0], "torch.nn.parameter.Parameter")
 

@@ -292,6 +292,7 @@ class _Reader:
             at = Spot(record=name, offset=offset if entry.method == STORED else None)
             raise FormatError(replace(error.problem, detail=said, at=at)) from None
         self.facts["protocol"] = result.protocol
+        self.facts["foreign_opcodes"] = result.foreign
         return result
 
     def place(self, key: str) -> Extent | None:

@@ -112,23 +112,25 @@ class Plan:
     def of(cls, title: str, actions: Iterable[Action], files: Mapping[str, FileStat]) -> Plan:
         """Return a plan that is guarded by what ``files`` (a listing's) said when the plan was made."""
         made = cls(title, tuple(actions))
+        steps = made.steps
         guards: list[Guard] = []
-        new = 0
-        for number, action in enumerate(made.actions):
-            origin = made.origin(number, action.path)
-            entry = files.get(origin) if origin else None
-            if entry is not None and entry.kind is Kind.FILE:
-                guards.append(Seen(origin or "", entry.size, entry.mtime_ns))
-            elif isinstance(action, WriteFile) and action.old is None and origin:
-                guards.append(Absent(action.path))
-            if isinstance(action, MoveFile) and made.origin(number, action.to):
-                guards.append(Absent(action.to))
-            if isinstance(action, AppendBytes):
-                new += len(action.data)
-            elif isinstance(action, WriteFile):
-                new += len(action.new)
-        if new:
-            guards.append(Room(new))
+        for number, step in enumerate(steps):
+            action = step[0]
+            before = origin(steps, number, action.path)
+            entry = files.get(before) if before is not None else None
+            if before is not None and entry is not None and entry.kind is Kind.FILE:
+                guards.append(Seen(before, entry.size, entry.mtime_ns))
+            elif isinstance(action, WriteFile) and action.old is None and before is not None:
+                guards.append(Absent(before))
+            if isinstance(action, MoveFile) and (free := origin(steps, number, action.to)) is not None:
+                guards.append(Absent(free))
+        growth = sum(
+            len(action.data) if isinstance(action, AppendBytes) else len(action.new)
+            for action in made.actions
+            if isinstance(action, AppendBytes | WriteFile)
+        )
+        if growth:
+            guards.append(Room(growth))
         return cls(title, made.actions, tuple(dict.fromkeys(guards)))
 
     @property
@@ -164,27 +166,29 @@ class Plan:
                 found[action.to] = None
         return tuple(found)
 
-    def origin(self, number: int, path: str) -> str | None:
-        """Return the name that ``path`` has before the plan, when action ``number`` speaks of it.
 
-        None when the plan itself has freed or made the name by then.
-        """
-        for earlier in reversed(self.actions[:number]):
-            if isinstance(earlier, MoveFile):
-                if inside(path, earlier.to):
-                    path = rebase(path, earlier.to, earlier.path)
-                elif inside(path, earlier.path):
-                    return None
-            elif isinstance(earlier, WriteFile) and earlier.path == path and earlier.old is None:
+def origin(steps: Sequence[Step], number: int, path: str) -> str | None:
+    """Return the name that ``path`` has before the first step, when step ``number`` speaks of it.
+
+    None when the plan itself has freed or made the name by then.
+    """
+    for earlier, *_ in reversed(steps[:number]):
+        if isinstance(earlier, MoveFile):
+            if inside(path, earlier.to):
+                path = rebase(path, earlier.to, earlier.path)
+            elif inside(path, earlier.path):
                 return None
-        return path
+        elif isinstance(earlier, WriteFile) and earlier.path == path and earlier.old is None:
+            return None
+    return path
 
-    def final(self, number: int, path: str, upto: int | None = None) -> str:
-        """Return the name that ``path``, as action ``number`` knows it, has after the actions before ``upto``."""
-        for later in self.actions[number + 1 : upto]:
-            if isinstance(later, MoveFile):
-                path = rebase(path, later.path, later.to)
-        return path
+
+def final(steps: Sequence[Step], number: int, path: str, upto: int | None = None) -> str:
+    """Return the name that ``path``, as step ``number`` knows it, has once the steps before ``upto`` are done."""
+    for later, *_ in steps[number + 1 : upto]:
+        if isinstance(later, MoveFile):
+            path = rebase(path, later.path, later.to)
+    return path
 
 
 def inside(path: str, directory: str) -> bool:

@@ -113,3 +113,13 @@ class DataSummary:
     @property
     def left_out(self) -> int:
         return sum(file.left_out for file in self.files.values())
+
+
+_SECOND_MOMENTS = frozenset(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta"))
+_REAL = frozenset(("float64", "float32", "float16", "bfloat16"))
+
+
+def never_negative(name: str, ref: TensorRef) -> bool:
+    """Whether ``name`` is a mean of squares that an optimizer keeps as it is, neither quantised nor factored."""
+    last = name.rpartition(".")[2].partition("#")[0]
+    return last in _SECOND_MOMENTS and ref.dtype in _REAL and ref.kind in ("", "torch.nn.parameter.Parameter")

@@ -107,3 +107,17 @@ def as_mapping(value: Value) -> Mapping[Any, Value] | None:
     if isinstance(value, Opaque) and value.items and all(isinstance(item, tuple) for item in value.items):
         return dict(value.items)
     return None
+
+
+def real(value: Value) -> float | None:
+    """Return a number as a float, None for anything else (a truth value, an integer too large for a float)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if isinstance(value, float) or abs(value) < 1e300 else None
+
+
+def whole(value: Value) -> int | None:
+    """Return a number without a fraction as an integer of 64 bits, None for anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1 << 63 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None

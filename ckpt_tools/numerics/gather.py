@@ -20,7 +20,7 @@ Array = NDArray[Any]
 Dimension = tuple[int, int]
 """``(size, stride in elements)``."""
 
-BLOCK = 1 << 24
+BLOCK = 1 << 23
 """About so many bytes are handed on at a time; the bytes they are picked from may be four times as many."""
 
 SPREAD = 4
@@ -54,6 +54,14 @@ def row_major_index(place: int, shape: tuple[int, ...], strides: tuple[int, ...]
         if shape[axis] > 1:
             index[axis], place = divmod(place, strides[axis])
     return sum(at * step for at, step in zip(index, row_strides(shape), strict=True))
+
+
+def index_in_full(index: int, reduced: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Return the row-major index in ``shape`` of an element of the same tensor with some sizes reduced to 1."""
+    if reduced == shape:
+        return index
+    at = np.unravel_index(index, reduced) if reduced else ()
+    return sum(int(place) * step for place, step in zip(at, row_strides(shape), strict=True))
 
 
 def blocks(source: Source, ref: TensorRef, check: Callable[[], None] = lambda: None) -> Iterator[Array]:

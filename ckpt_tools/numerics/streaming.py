@@ -2,13 +2,14 @@
 
 Work is dealt out in units of at most 32 MiB (``spans.units``), so that a single large file keeps every core busy.  A worker has
 one buffer of 256 KiB; besides that, memory holds one small object per span, so a run takes ``workers`` times 256 KiB plus about
-500 bytes per tensor, whatever the size of the checkpoint (views that are not dense add up to 64 MiB each while they are gathered).
+500 bytes per tensor, whatever the size of the checkpoint (views that are not dense add up to 40 MiB each while they are gathered).
 
 A read that fails costs the spans it was for; the rest of the file and all other files are still read.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class Outcome:
     zeros: list[Run] = field(default_factory=list)
     errors: list[SourceError] = field(default_factory=list)
     bytes_read: int = 0
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return max(1, os.cpu_count() or 1)
 
 
 class Stopped(Exception):

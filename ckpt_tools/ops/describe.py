@@ -10,7 +10,7 @@ from ckpt_tools.layouts import by_name
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.tensors import TensorRef
-from ckpt_tools.model.values import Value, as_mapping
+from ckpt_tools.model.values import Value, as_mapping, real, whole
 from ckpt_tools.ops import schedules, versions
 from ckpt_tools.reports.info import Adapter, Described, Files, Model, Progress, Schedule, Training
 
@@ -57,16 +57,16 @@ def title(view: View) -> str:
 def progress(view: View) -> Progress:
     """Return step, epoch and rates, with the last loss and evaluation up to that step."""
     state = view.state or {}
-    step, total = view.step, _whole(state.get("max_steps"))
+    step, total = view.step, whole(state.get("max_steps"))
     arguments = view.training_args
     name = metric_name(view)
-    best = _real(state.get("best_metric"))
+    best = real(state.get("best_metric"))
     where = state.get("best_model_checkpoint")
     return Progress(
         step,
         total if total and total > 0 else None,
         view.number("epoch"),
-        _real(state.get("num_train_epochs")) or _real(arguments.get("num_train_epochs")),
+        real(state.get("num_train_epochs")) or real(arguments.get("num_train_epochs")),
         tuple(view.numbers("lr") or view.numbers("last-lr")),
         tuple(view.numbers("base-lr") or view.numbers("initial-lr")),
         logged(state, "loss", step),
@@ -83,8 +83,8 @@ def _named(name: str, pair: tuple[float, int] | None) -> tuple[str, float, int] 
 def _ended(step: int | None, total: int | None, arguments: Mapping[str, Value]) -> str | None:
     if step is None or not total or total < 1 or step < total:
         return None
-    given = _whole(arguments.get("max_steps"))
-    epochs = _real(arguments.get("num_train_epochs"))
+    given = whole(arguments.get("max_steps"))
+    epochs = real(arguments.get("num_train_epochs"))
     what = "num_train_epochs" if epochs is None else f"num_train_epochs (now {epochs:g})"
     if given is not None and given > 0:
         what = f"max_steps (now {given:,})"
@@ -99,7 +99,7 @@ def logged(state: Mapping[Any, Value], key: str, step: int | None) -> tuple[floa
     for entry in reversed(history if isinstance(history, list) else []):
         if not isinstance(entry, dict):
             continue
-        value, at = _real(entry.get(key)), _whole(entry.get("step"))
+        value, at = real(entry.get(key)), whole(entry.get("step"))
         if value is not None and at is not None and (step is None or at <= step):
             return value, at
     return None
@@ -126,8 +126,8 @@ def schedule(view: View) -> Schedule | None:
     if state is None:
         if named is None:
             return None
-        whole = view.checkpoint.has(Role.TRAINER_STATE) and view.elsewhere is None
-        return Schedule(None, named, (), "no scheduler file here: a resume starts its schedule afresh" if whole else "")
+        complete = view.checkpoint.has(Role.TRAINER_STATE) and view.elsewhere is None
+        return Schedule(None, named, (), "no scheduler file here: a resume starts its schedule afresh" if complete else "")
     row = schedules.scheduler(state)
     if row is None:
         return Schedule(None, named)
@@ -197,8 +197,8 @@ def _adapter(view: View, name: str, tensors: Mapping[str, TensorRef]) -> Adapter
     return Adapter(
         name,
         kind if isinstance(kind, str) else "adapter",
-        _whole(config.get("r")),
-        _real(config.get("lora_alpha")),
+        whole(config.get("r")),
+        real(config.get("lora_alpha")),
         base if isinstance(base, str) else None,
         sum(ref.numel for ref in tensors.values()),
     )
@@ -209,13 +209,13 @@ def training(view: View) -> Training:
     arguments = view.training_args
     optimizer = schedules.optimizer(view.optimizer) if view.optimizer is not None else None
     named = arguments.get("optim")
-    batch = _whole(arguments.get("per_device_train_batch_size")) or _whole((view.state or {}).get("train_batch_size"))
+    batch = whole(arguments.get("per_device_train_batch_size")) or whole((view.state or {}).get("train_batch_size"))
     others = [(label, _short(arguments[key])) for label, key in _OTHERS if _worth(arguments.get(key))]
     return Training(
         optimizer,
         named if isinstance(named, str) else None,
         batch,
-        _whole(arguments.get("gradient_accumulation_steps")),
+        whole(arguments.get("gradient_accumulation_steps")),
         world_size(view),
         _precision(arguments),
         _warmup(arguments),
@@ -228,7 +228,7 @@ def _worth(value: Value) -> bool:
 
 
 def _warmup(arguments: Mapping[str, Value]) -> str | None:
-    steps, ratio = _real(arguments.get("warmup_steps")), _real(arguments.get("warmup_ratio"))
+    steps, ratio = real(arguments.get("warmup_steps")), real(arguments.get("warmup_ratio"))
     if steps and steps >= 1:
         return "1 step" if steps == 1 else f"{steps:g} steps"
     share = steps or ratio
@@ -287,18 +287,6 @@ def _notes(view: View) -> Iterator[str]:
         yield "weights or optimizer are in the DeepSpeed files; their contents are not read here"
     elif view.elsewhere == "FSDP":
         yield "weights or optimizer are in the FSDP directories; their contents are not read here"
-    asked, saved = _real(view.training_args.get("learning_rate")), view.numbers("base-lr")
+    asked, saved = real(view.training_args.get("learning_rate")), view.numbers("base-lr")
     if asked and saved and all(abs(rate - asked) > 1e-6 * asked for rate in saved):
         yield f"the training arguments say learning rate {asked:g}, the scheduler's state decides"
-
-
-def _real(value: Value) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 or value != value or isinstance(value, float) else None
-
-
-def _whole(value: Value) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None

@@ -17,7 +17,9 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 PREFIX = "base_model.model."
 
 # ``model.layers.0.self_attn.q_proj.lora_A[.name].weight``; AdaLoRA and embeddings have no ``.weight``.
-_LORA = re.compile(r"(?P<module>.*)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.[^.]+)?(?:\.weight)?\Z", re.DOTALL)
+_LORA = re.compile(
+    r"(?P<module>.*)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.(?!bias\Z)[^.]+)?(?:\.weight)?\Z", re.DOTALL
+)
 _WRAPPED = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NETWORK = ("//", "\\\\")
 _SHOWN = 10

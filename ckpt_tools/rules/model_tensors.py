@@ -24,7 +24,9 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 _EMBEDDING = re.compile(
     r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|token_embedding|shared)\.weight\Z"
 )
-_HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output_layer|output|head|cls|generator_lm_head)\..*|.*lm_head.*")
+_HEAD = re.compile(
+    r"lm_head|(?:^|\.)(?:embed_out|unembed|output_layer|output|head|cls|proj_out|output_projection|lm_loss|pred_layer)\."
+)
 _WRAPPED = re.compile(r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _LEADING = re.compile(r"module\.")
 _FLOATS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -142,7 +144,8 @@ def embedding_rows(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     name, rows = tables[0]
     expected = min(sizes, key=lambda size: abs(size - rows))
     padded = rows > expected and rows % 8 == 0 and rows - expected < max(128, expected // 100)
-    certain = len(sizes) == 1 and not (context.view.config or {}).get("auto_map")
+    config = context.view.config or {}
+    certain = len(sizes) == 1 and not config.get("auto_map") and not any(key.endswith("_config") for key in config)
     yield Hit(
         f"the embedding has {rows:,} rows, the config says {expected:,}",
         context.view.weight_parts[0].path if len(context.view.weight_parts) == 1 else "",
@@ -180,7 +183,7 @@ def output_layer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[H
     if config.get("tie_word_embeddings") is not False or not str(named).endswith(("ForCausalLM", "LMHeadModel")):
         return
     names = context.view.weights
-    if not any(_EMBEDDING.match(name) for name in names) or any(_HEAD.match(name) for name in names):
+    if not any(_EMBEDDING.match(name) for name in names) or any(_HEAD.search(name) for name in names):
         return
     if any(_WRAPPED.search(name) or _LEADING.match(name) for name in names) or not _whole(context.view):
         return

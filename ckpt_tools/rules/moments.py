@@ -6,6 +6,7 @@ moment needs *some* tensor of its shape.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -22,6 +23,10 @@ _SAME = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf")
 _WEIGHTS_LIKE = (".safetensors", ".bin", ".pt", ".pth")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids")
 _INTEGERS = ("int", "uint", "bool", "q")
+# Sentence-transformers keep heads in directories and loss parameters nowhere.
+_FOREIGN = ("modules.json", "config_sentence_transformers.json")
+# Tensors that hold several others, in the names of models whose layers transformers 5 takes apart when it loads.
+_FUSED = re.compile(r"qkv|kv_proj|gate_up|w13|w12|weights_in|in_proj")
 _SHOWN = 10
 
 
@@ -46,7 +51,7 @@ def _trained(view: View) -> dict[str, TensorRef] | None:
     checkpoint = view.checkpoint
     kinds = [str((as_mapping(value) or {}).get("peft_type")).upper() for _, value in view.values(Role.ADAPTER_CONFIG)]
     shards = [part.shard for part in view.weight_parts if part.shard is not None]
-    beside = any(path.endswith(_WEIGHTS_LIKE) for path in checkpoint.unclaimed)
+    beside = any(path.endswith(_WEIGHTS_LIKE) or path in _FOREIGN for path in checkpoint.unclaimed)
     if view.elsewhere is not None or beside or any(kind != "LORA" for kind in kinds):
         return None
     if shards and len(shards) < shards[0][1]:
@@ -62,10 +67,24 @@ def _trained(view: View) -> dict[str, TensorRef] | None:
 
 
 def _unmatched(optimizer: OptimizerState, trained: Mapping[str, TensorRef]) -> tuple[Counter[Shape], bool]:
-    """Return the shapes of moments that no tensor is left for, and whether one of them occurs nowhere at all."""
+    """Return the shapes of moments that no tensor is left for, and whether one of them occurs nowhere at all.
+
+    None are returned where all of them may be slices of tensors that a newer transformers splits when it loads.
+    """
     stored = Counter(squeezed(ref.shape) for ref in trained.values())
     lost = optimizer.shapes() - stored
+    fused = _fused(trained)
+    if all(any(_is_slice(shape, whole) for whole in fused) for shape in lost):
+        return Counter(), False
     return lost, any(shape not in stored for shape in lost)
+
+
+def _fused(trained: Mapping[str, TensorRef]) -> set[Shape]:
+    return {squeezed(ref.shape) for name, ref in trained.items() if _FUSED.search(name)}
+
+
+def _is_slice(shape: Shape, whole: Shape) -> bool:
+    return len(shape) == len(whole) > 0 and shape[0] < whole[0] and shape[1:] == whole[1:]
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -128,12 +147,15 @@ def optimizer_more_than_weights(checkpoint: Checkpoint, context: Context) -> Ite
 
     **How to repair.** Take optimizer and weights from one checkpoint.
 
-    **Known exceptions.** As for CK511; weights in files that no layout knows silence it.
+    **Known exceptions.** As for CK511; weights in files that no layout knows silence it, and so do tensors like `qkv`
+    where all that is left over may be a slice of them: transformers 5 takes them apart when it loads.
     """
     optimizer, trained = _optimizer(context.view), _trained(context.view)
     if optimizer is None or trained is None or not optimizer.numbered or len(optimizer.ids) <= len(trained):
         return
     lost, _ = _unmatched(optimizer, trained)
+    if not lost and _fused(trained):
+        return
     yield Hit(
         f"the optimizer has {len(optimizer.ids):,} parameters, the weights have {len(trained):,} tensors",
         _path(checkpoint),

@@ -62,6 +62,8 @@ _ARRAYS = frozenset(
         "numpy.dtypes.UInt32DType",
     )
 )
+# Libraries that add their tensor classes to torch's list when they are imported, as a trainer that wrote them does.
+_OWN_LISTS = ("torch.distributed.", "torchao.")
 _SCALARS = frozenset(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype"))
 
 _DANGEROUS = re.compile(
@@ -117,18 +119,22 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
         return
     allowed = ALLOWED | (_ARRAYS if part.role is Role.RNG or part.layout == "accelerate" else frozenset())
     allowed |= _SCALARS if part.role in (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER) else frozenset()
-    refused = [name for name in _globals(part, context) if name not in allowed and not _is_dangerous(name)]
+    names = [name for name in _globals(part, context) if not name.startswith(_OWN_LISTS) and not _is_dangerous(name)]
+    refused = [name for name in names if name not in allowed]
     protocol = content.facts.get("protocol")
-    late = isinstance(protocol, int) and protocol > 3
-    if not refused and not late:
+    foreign = content.facts.get("foreign_opcodes") or ()
+    late = isinstance(protocol, int) and protocol > 3 and bool(foreign)
+    if not refused and not foreign:
         return
     plain = part.role is Role.COMBINED
+    late_title = f"is of pickle protocol {protocol}, which a safe load refuses"
     title = f"names {len(refused):,} object{'' if len(refused) == 1 else 's'} that a safe load refuses"
     yield Hit(
-        title if refused else f"is of pickle protocol {protocol}, which a safe load refuses",
+        title if refused else late_title if late else "has opcodes that a safe load refuses",
         part.path,
         detail=(
             *((_listed(refused),) if refused else ()),
+            *((f"torch's safe load says: Unsupported operand {foreign[0]}",) if foreign and not late else ()),
             "torch.load with weights_only=True, the default since torch 2.6, stops at this file",
         ),
         severity=Severity.NOTE if plain else None,

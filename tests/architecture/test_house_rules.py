@@ -32,6 +32,7 @@ OS_DOORS: dict[str, frozenset[str]] = {
     "core/space.py": frozenset({"statvfs"}),
     "core/listing.py": frozenset({"stat", "lstat", "listdir", "readlink"}),
     "core/space.py": frozenset({"statvfs"}),
+    "numerics/streaming.py": frozenset({"cpu_count"}),
     "ops/probe.py": frozenset({"write"}),
     "cli/__init__.py": frozenset({"environ"}),
     "cli/console.py": frozenset({"environ", "devnull", "open", "O_WRONLY", "dup2", "close"}),
