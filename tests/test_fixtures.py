@@ -1,4 +1,4 @@
-"""The committed checkpoints: healthy ones give no finding that matters, and the libraries still write the same today."""
+"""The committed checkpoints: healthy ones give no finding that matters, and the libraries still write the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_a_healthy_fixture_has_no_error_and_no_warning(entry: dict[str, Any]) ->
     for path in [place, *(place / name for name in entry["checkpoints"] if name != ".")]:
         report = ckpt_tools.verify(str(path), settle=0)
         loud = [finding for finding in report.all_findings() if finding.severity > Severity.NOTE]
-        assert not loud, "\n".join(f"{path}: {each.severity.label}[{each.code}] {each.message}; {each.detail}" for each in loud)
+        assert not loud, "\n".join(
+            f"{path}: {each.severity.label}[{each.code}] {each.message}; {each.detail}" for each in loud
+        )
         assert report.exit_code() == 0
 
 

@@ -11,7 +11,7 @@ from ckpt_tools._version import __version__
 from ckpt_tools.cli.console import complain, settle_streams
 from ckpt_tools.core.errors import CkptError
 
-COMMANDS: tuple[str, ...] = ("verify", "info", "latest", "explain")
+COMMANDS: tuple[str, ...] = ("verify", "info", "latest", "diff", "history", "seal", "checksum", "undo", "explain")
 """The verbs, in the order in which ``ckpt --help`` lists them; each lives in ``cmd_<verb>.py``."""
 
 USAGE = 2
@@ -48,7 +48,8 @@ class LazyGroup(click.Group):
 def ckpt() -> None:
     """Verify and inspect training checkpoints, and pick the one to resume from.
 
-    Nothing in a checkpoint is ever run, and nothing is changed.  Results go to stdout, everything else to stderr.
+    Nothing in a checkpoint is ever run.  What a command changes, `ckpt undo` takes back.  Results go to stdout,
+    everything else to stderr.
 
     \b
     Exit codes:
@@ -57,6 +58,7 @@ def ckpt() -> None:
       2    wrong usage
       3    could not finish looking (unreadable file, I/O error)
       4    a path that does not exist, or holds no checkpoint
+      5    an edit was refused, or one is left unfinished
       130  interrupted
     """
 

@@ -29,6 +29,11 @@ _WORST_FIRST = (3, 4, 1)
 @options.settle
 @options.allow_in_progress
 @options.world_size
+@options.deep
+@options.sample
+@options.jobs
+@options.against
+@options.sealed_data
 @options.load
 @options.quiet
 @options.color
@@ -44,13 +49,18 @@ def command(
     settle: float,
     allow_in_progress: bool,
     world_size: int | None,
+    deep: bool,
+    sample: str | None,
+    jobs: int | None,
+    against: str | None,
+    data: tuple[str, ...],
     load: bool,
 ) -> int:
     """Check every checkpoint of a run, a single checkpoint, or one file.
 
     Each checkpoint gets two verdicts, for resuming and for inference: ready, degraded, in-progress or broken.
-    Structure is read, tensor bytes are not.  Several PATHs are checked one after another; with --format json each gives
-    one line.
+    Structure is read; tensor bytes only with --deep.  Several PATHs are checked one after another; with --format json
+    each gives one line.
 
     With -q, text is one line for each finding that makes the exit code 1, and nothing when there is none;
     annotations lose their closing line; JSON stays as it is.
@@ -72,6 +82,11 @@ def command(
             report = verify(
                 path,
                 load=load,
+                deep=deep,
+                sample=sample,
+                jobs=jobs,
+                against=against,
+                data=data,
                 world_size=world_size,
                 select=select,
                 ignore=ignore,

@@ -99,6 +99,29 @@ world_size = click.option(
     metavar="N",
     help="The number of ranks that a resume is planned for; per-rank files are checked against it.",
 )
+deep = click.option(
+    "--deep", is_flag=True, help="Also read every byte: stored checksums, NaN and Inf, lost pages, impossible values."
+)
+sample = click.option(
+    "--sample",
+    metavar="SHARE",
+    help="With --deep, read only a share: 1/7 to 7/7 are seven parts, 5% is another twentieth every day.",
+)
+jobs = click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads that read; as many as processors by default."
+)
+against = click.option(
+    "--against",
+    metavar="MANIFEST",
+    help="Compare with this manifest (`ckpt seal`) and not with the checkpoint's own; PATH is then one checkpoint.",
+)
+sealed_data = click.option(
+    "--data",
+    "data",
+    multiple=True,
+    metavar="PATH",
+    help="Compare this training data with what was sealed (`ckpt seal --data`); may be repeated.",
+)
 load = click.option(
     "--load",
     is_flag=True,

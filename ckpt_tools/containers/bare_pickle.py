@@ -14,6 +14,7 @@ from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value
 
 MAX_STACKED = 10_000
+MAX_PROTOCOL = 5
 
 
 def read(source: Source) -> Content:
@@ -56,6 +57,9 @@ def read(source: Source) -> Content:
                 problem = Problem("file-cut-short", "the file is cut short", cut, problem.at)
             problems.append(problem)
             break
+        if result.protocol > MAX_PROTOCOL:
+            newer = (f"it claims protocol {result.protocol}; the newest is {MAX_PROTOCOL}", "pickle.load stops")
+            problems.append(Problem("pickle-damaged", "the pickle is of an unknown protocol", newer))
         for name, count in result.globals.items():
             names[name] = names.get(name, 0) + count
         if not stacked:

@@ -82,7 +82,8 @@ def read(source: Source) -> Content:
     if _too_deep(raw, value):
         return Content("json", source.size, False, facts=facts, problems=(_damage(raw, RecursionError(), shift),))
     facts["constants"] = decoder.constants
-    return Content("json", source.size, value=value, facts=facts, problems=tuple(_oddities(decoder, value)))
+    marked = (_marked(source.base),) if bom else ()
+    return Content("json", source.size, value=value, facts=facts, problems=(*marked, *_oddities(decoder, value)))
 
 
 def read_lines(source: Source) -> Content:
@@ -183,6 +184,12 @@ def _damage(raw: bytes, error: Exception, shift: int) -> Problem:
     said = error.msg[:1].lower() + error.msg[1:]
     detail = (f"{said} at {place}", f"there stands: {printable(rest, 40)}")
     return Problem("json-damaged", f"the JSON is not valid at {place}", detail, spot)
+
+
+def _marked(base: int) -> Problem:
+    detail = ('json.loads stops with "Unexpected UTF-8 BOM"', "some editors write it; the JSON behind it is whole")
+    help_ = "save it as UTF-8 without a byte order mark"
+    return Problem("json-damaged", "the JSON begins with a byte order mark", detail, Spot(offset=base), help_)
 
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError, shift: int) -> Problem:

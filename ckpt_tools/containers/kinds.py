@@ -60,7 +60,12 @@ _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("npy", b"\x93NUMPY"),
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90|\Z)")
-_LEGACY = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46", re.DOTALL)
+_LEGACY = re.compile(
+    rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46"
+    rb"|\x80.\x8a\x0a.{10}\.\x80"  # a damaged magic number: no pickle but torch's is one integer of ten bytes
+    rb"|.{1,40}?\.\x80\x02M\xe9\x03\.",
+    re.DOTALL,
+)
 _LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
 _LFS = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/|version http://git-media\.io/v/")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body|title|meta|script|style|div|h[1-6]|p|center)\b", re.IGNORECASE)
@@ -135,6 +140,9 @@ def _zeros(source: Source) -> int:
 
 
 def _by_magic(head: bytes, size: int, expected: tuple[str, ...]) -> str | None:
+    # First of all: a header's length may look like anything, 1,152 bytes like a pickle of protocol 4.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER_LIMIT:
+        return "safetensors"
     for kind, magic in _MAGIC:
         if head.startswith(magic):
             return kind

@@ -28,7 +28,7 @@ _SIZES = rb"(?:\)|((?:" + _NUMBER + rb"){1,3}[\x85-\x87]|\((?:" + _NUMBER + rb")
 _TENSOR = re.compile(
     rb"\(\(" + _GET + _GET + rb"X(.)\x00\x00\x00([0-9]{1,19})" + _PUT + _GET
     + rb"(" + _NUMBER + rb")t" + _PUT + rb"Q(" + _NUMBER + rb")" + _SIZES + _SIZES
-    + rb"([\x88\x89])" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
+    + rb"(\x89)" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
     re.DOTALL,
 )  # fmt: skip
 _NUMBERS = re.compile(_NUMBER, re.DOTALL)

@@ -20,7 +20,8 @@ from threading import Lock
 from typing import Any
 
 from ckpt_tools.containers.base import FormatError
-from ckpt_tools.containers.pickle_machine import Broken, Machine, Refused
+from ckpt_tools.containers.pickle_machine import Broken, Refused
+from ckpt_tools.containers.pickle_plain import PLAIN
 from ckpt_tools.containers.pickle_scan import View
 from ckpt_tools.containers.pickle_walk import Walk
 from ckpt_tools.core.source import Source
@@ -70,6 +71,7 @@ class PickleResult:
     """``end`` is the offset behind STOP; ``globals`` counts every mention of a ``module.name``.
 
     ``foreign`` are the opcodes that ``torch.load(weights_only=True)`` refuses: "Unsupported operand N".
+    ``problems`` are calls and changes of values that no loader makes, though they could be followed here.
     """
 
     value: Value
@@ -99,7 +101,7 @@ def read(
             ``resource-bomb`` where decoding would cost far more than the bytes can be worth.
     """
     raw = data if isinstance(data, bytes) else bytes(data)
-    walk = Walk(raw, start, persistent, rebuild, view, _PLAIN)
+    walk = Walk(raw, start, persistent, rebuild, view, PLAIN)
     try:
         with no_collection():
             value = settle(walk.run(), walk.odd, len(raw))
@@ -113,8 +115,12 @@ def read(
         raise FormatError(
             Problem("resource-bomb", "a pickle made to exhaust memory", detail, Spot(offset=walk.position))
         ) from None
-    foreign = tuple(sorted(walk.foreign))
-    return PickleResult(value, walk.globals, walk.position, walk.protocol, foreign=foreign)
+    problems: tuple[Problem, ...] = ()
+    if walk.faults:
+        lines = tuple(f"at byte {at:,}: {what}" for what, at in walk.faults.items())
+        first = Spot(offset=next(iter(walk.faults.values())))
+        problems = (Problem("pickle-damaged", "the pickle does what no loader can follow", lines, first),)
+    return PickleResult(value, walk.globals, walk.position, walk.protocol, problems, tuple(sorted(walk.foreign)))
 
 
 def read_growing(
@@ -143,72 +149,6 @@ def read_growing(
             length = min(8 * length, MAX_BYTES)
         else:
             return result.end, result
-
-
-# Objects that are harmless and come out plain --------------------------------------------------------------
-
-
-def _as_dict(walk: Machine, made: Opaque) -> Value:
-    arguments = made.args[1:] if made.qualname.endswith("defaultdict") else made.args
-    if not arguments:
-        return {}
-    content = arguments[0]
-    if type(content) is dict and id(content) not in walk.odd:
-        walk.copied(len(content))
-        return dict(content)
-    if type(content) is list:
-        walk.copied(2 * len(content))
-        if all(type(pair) in (list, tuple) and len(pair) == 2 for pair in content):
-            return walk.make_dict([(pair[0], pair[1]) for pair in content])
-    return made
-
-
-def _as_set(walk: Machine, made: Opaque) -> Value:
-    if len(made.args) == 1 and type(made.args[0]) in (list, tuple):
-        walk.copied(len(made.args[0]))
-        return Opaque(made.qualname, items=list(made.args[0]), called=True)
-    return made
-
-
-def _as_bytes(walk: Machine, made: Opaque) -> Value:
-    if len(made.args) == 2 and isinstance(made.args[0], str) and made.args[1] in ("latin1", "latin-1"):
-        walk.copied(len(made.args[0]) // 8)
-        try:
-            return made.args[0].encode("latin-1")
-        except UnicodeEncodeError:
-            return made
-    return made
-
-
-def _as_raw(walk: Machine, made: Opaque) -> Value:
-    if not made.args:
-        return b""
-    return made.args[0] if len(made.args) == 1 and isinstance(made.args[0], bytes) else made
-
-
-def _as_complex(walk: Machine, made: Opaque) -> Value:
-    if len(made.args) == 2 and all(type(part) is float for part in made.args):
-        return complex(*made.args)
-    return made
-
-
-def _as_tuple(walk: Machine, made: Opaque) -> Value:
-    return made.args[0] if len(made.args) == 1 and type(made.args[0]) is tuple else made
-
-
-_PLAIN: dict[str, Callable[[Machine, Opaque], Value]] = {
-    "collections.OrderedDict": _as_dict,
-    "collections.Counter": _as_dict,
-    "collections.defaultdict": _as_dict,
-    "builtins.dict": _as_dict,
-    "builtins.set": _as_set,
-    "builtins.frozenset": _as_set,
-    "builtins.bytearray": _as_raw,
-    "builtins.bytes": _as_raw,
-    "_codecs.encode": _as_bytes,
-    "builtins.complex": _as_complex,
-    "torch.Size": _as_tuple,
-}
 
 
 # Making the value safe to walk -----------------------------------------------------------------------------

@@ -14,14 +14,13 @@ from typing import Any
 from ckpt_tools.containers.pickle_machine import MAX_LINE, Broken, Machine, Refused
 from ckpt_tools.model.values import Opaque, Value
 
-MAX_PROTOCOL = 5
 MAX_INT_BYTES = 1024
 MAX_INT_DIGITS = 2400
 MAX_MARKS = 10_000
 
 _ONE_BYTE_FOLLOWS = b"hqK\x8c"
 _KNOWN_TO_TORCH = frozenset((0x80, 0x63, 0x81, 0x62, 0x55, 0x8A, 0x8F))
-"""Of the rare opcodes, those that torch's own unpickler reads: PROTO GLOBAL NEWOBJ BUILD SHORT_BINSTRING LONG1 EMPTY_SET."""
+"""Of the rare opcodes, those torch reads itself: PROTO GLOBAL NEWOBJ BUILD SHORT_BINSTRING LONG1 EMPTY_SET."""
 
 _U2 = Struct("<H").unpack_from
 _I4 = Struct("<i").unpack_from
@@ -195,8 +194,6 @@ class Walk(Machine):
 
     def _proto(self) -> None:
         self.protocol = self.data[self.position]
-        if self.protocol > MAX_PROTOCOL:
-            raise Broken(f"it claims pickle protocol {self.protocol}; the newest is {MAX_PROTOCOL}")
         self.position += 1
 
     def _frame(self) -> None:
@@ -236,7 +233,7 @@ class Walk(Machine):
     def _newobj(self) -> None:
         self.budget -= 1
         arguments = self._stack.pop()
-        self._stack[-1] = self._call(self._stack[-1], arguments)
+        self._stack[-1] = self._call(self._stack[-1], arguments, new=True)
 
     def _newobj_ex(self) -> None:
         self.budget -= 1
@@ -247,11 +244,7 @@ class Walk(Machine):
 
     def _build(self) -> None:
         state = self._stack.pop()
-        target = self._stack[-1]
-        if isinstance(target, Opaque):
-            target.state = state
-        elif isinstance(target, list | str | bytes | tuple | int | float | None):
-            raise Broken(f"it gives a value of type {type(target).__name__} a state")
+        self._give(self._stack[-1], state)
 
     def _unicode(self) -> None:
         end = self.data.find(b"\n", self.position)
@@ -282,6 +275,7 @@ class Walk(Machine):
         try:
             self._stack.append(raw.decode())
         except UnicodeDecodeError:
+            self.fault("a text is not valid UTF-8")
             self._stack.append(raw)
 
     def _sized_text(self, unpack: Callable[..., tuple[Any, ...]], width: int) -> None:

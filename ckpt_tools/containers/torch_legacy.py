@@ -11,6 +11,7 @@ from typing import Any
 
 from ckpt_tools.containers import pickle_stream
 from ckpt_tools.containers.base import Content, FormatError, Record
+from ckpt_tools.containers.kinds import printable
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.core.source import Extent, Source
 from ckpt_tools.model.findings import Problem, Spot
@@ -38,7 +39,7 @@ def read(source: Source) -> Content:
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.values = TorchValues()
+        self.values = TorchValues(legacy=True)
         self.facts: dict[str, Any] = {"form": "stream"}
         self.problems: list[Problem] = []
         self.globals: dict[str, int] = {}
@@ -55,18 +56,22 @@ class _Reader:
             value, position = self._next(3, position)
             readable = True
             keys, position = self._next(4, position)
-            keys = keys if isinstance(keys, list) and all(isinstance(key, str) for key in keys) else []
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                detail = (f"it is a {type(keys).__name__}; torch.load stops",)
+                message = "the list of storage keys is none"
+                self.problems.append(Problem("pickle-damaged", message, detail, Spot(record=_NAMES[4])))
+                keys = []
             places = self._storages(keys, position)
             if places:
                 order = "big" if self.facts.get("byteorder") == "big" else "little"
-                self.values = TorchValues(places.get, order)
+                self.values = TorchValues(places.get, order, legacy=True)
                 value, _ = self._next(3, begin)
         except FormatError as error:
             self.problems.append(error.problem)
         if readable:
             tensors, overruns = self.values.flatten(value)
             self._users(tensors)
-            self.problems += overruns
+            self.problems += self.values.refusals() + overruns
         return Content(
             "torch-legacy",
             source.size,
@@ -95,6 +100,8 @@ class _Reader:
                 raise FormatError(Problem("file-cut-short", "the file is cut short", short, at)) from None
             detail = (f"in the {name}, pickle {number + 1} of 5", *error.problem.detail)
             raise FormatError(replace(error.problem, detail=detail, at=at)) from None
+        new = [problem for problem in result.problems if problem not in self.problems]
+        self.problems += new
         if number == 3:
             self.globals = dict(result.globals)
             self.facts["protocol"] = result.protocol
@@ -125,7 +132,7 @@ class _Reader:
         places: dict[str, Extent] = {}
         missing = 0
         first: str | None = None
-        unlisted = sorted(set(known) - set(keys))
+        unlisted = sorted(key for key in set(known) - set(keys) if known[key].nbytes)
         if unlisted:
             lines = (f"not in the list of storage keys: {several(unlisted)}",)
             self.problems.append(Problem("record-missing", "storages are missing", lines, Spot(record=unlisted[0])))
@@ -133,6 +140,10 @@ class _Reader:
             storage = known.get(key)
             if storage is None:
                 self.facts["unknown_keys"] = keys[number:][:10]
+                stray = (f"no tensor looks into number {number + 1:,}, {printable(key, 40)}", "torch.load stops")
+                self.problems.append(
+                    Problem("pickle-damaged", "the list of storage keys names others than the tensors", stray)
+                )
                 break
             count = source.read(position, 8)
             position += 8

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from ckpt_tools.containers.numpy_values import numpy_array, numpy_dtype, numpy_scalar_value
 from ckpt_tools.containers.pickle_names import named, several
+from ckpt_tools.containers.torch_rebuild_functions import REBUILD
+from ckpt_tools.containers.torch_storage_types import Storage, dtype_name, not_callable, storage_dtype
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
@@ -26,60 +28,7 @@ __all__ = [
 MAX_CACHED = 4096
 MAX_DIMENSIONS = 128
 MAX_NOTED = 50
-MAX_PARTS = 64
 MAX_NUMBER = 1 << 62
-
-STORAGE_DTYPES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "QInt8Storage": "qint8",
-    "QUInt8Storage": "quint8",
-    "QInt32Storage": "qint32",
-    "QUInt4x2Storage": "quint4x2",
-    "QUInt2x4Storage": "quint2x4",
-    "UntypedStorage": "uint8",
-}
-_ALIASES = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
-
-
-@dataclass(slots=True, eq=False)
-class Storage(Opaque):
-    """The bytes that tensors look into: ``numel`` elements of ``dtype``, kept under ``key``.
-
-    ``extent`` is where they lie, None where that is not known or the record cannot hold them.
-    """
-
-    dtype: str = "uint8"
-    key: str = ""
-    location: str = ""
-    numel: int = 0
-    nbytes: int = 0
-    extent: Extent | None = None
-
-
-def dtype_name(value: Value) -> str | None:
-    """Return ``float32`` for a reference to ``torch.float32``, None for what is no such reference."""
-    if type(value) is not Opaque or value.called or not value.qualname.startswith("torch."):
-        return None
-    name = value.qualname[6:]
-    name = _ALIASES.get(name, name)
-    return name if name in DTYPE_BITS else None
-
-
-def _storage_dtype(kind: Opaque) -> str | None:
-    module, _, title = kind.qualname.rpartition(".")
-    return STORAGE_DTYPES.get(title) if f"{module}.".startswith("torch.") and not kind.called else None
-
 
 _Geometry = tuple[
     tuple[int, ...],  # the shape and
@@ -97,55 +46,73 @@ class TorchValues:
 
     ``place`` says where the bytes of a storage key lie.  ``storages`` are those that were mentioned, by key;
     ``overruns`` and ``inner`` belong to tensors by ``id`` (and keep them alive).  ``wrong`` counts, by what is wrong,
-    the calls of torch's own functions that torch could not make.
+    the calls of torch's own functions that torch could not make, ``strays`` the references that name no storage.
     """
 
     place: Callable[[str], Extent | None] = lambda key: None
     byteorder: str = "little"
+    legacy: bool = False
     storages: dict[str, Storage] = field(default_factory=dict)
     overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
     inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)
+    strays: dict[str, int] = field(default_factory=dict)
     _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many parts a reference to a storage has: torch unpacks it without asking."""
+        return (6,) if self.legacy else (5,)
 
     def persistent(self, key: Value) -> Value:
         """Return the storage that a persistent id names; an id of another form is described."""
-        parts = key
         if type(key) is tuple and len(key) == 4 and key[0] == "module" and type(key[1]) is Opaque:
             return key[1]  # a class, with its source text, in files of old versions
-        if type(parts) is tuple and len(parts) == 1 and type(parts[0]) is tuple:
-            parts = parts[0]
-        if type(parts) is not tuple or len(parts) not in (5, 6) or parts[0] != "storage":
+        if type(key) is not tuple or len(key) not in self.lengths or key[0] not in ("storage", b"storage"):
             return self._no_storage(key, "a reference to a storage has another form")
-        _, kind, name, location, numel = parts[:5]
-        if type(name) is not str or type(location) is not str or type(numel) is not int or type(kind) is not Opaque:
-            return self._no_storage(key, "a reference to a storage has another form")
+        _, kind, name, location, numel = key[:5]
+        if type(name) is int:
+            name = str(name)
+        dtype = storage_dtype(kind) if type(kind) is Opaque else None
+        if dtype is None or type(name) is not str:
+            return self._no_storage(key, "a reference to a storage names no kind of storage, or no key")
+        if self.legacy and kind.qualname.endswith("UntypedStorage"):
+            return self._no_storage(key, "torch reads no untyped storages (float8 and others) in this old format")
+        if self.legacy and key[5] is not None and (type(key[5]) not in (tuple, list) or len(key[5]) != 3):
+            return self._no_storage(key, "a reference to a part of a storage has another form")
         known = self.storages.get(name)
-        if known is not None and known.numel == numel and known.location == location:
-            return known
-        dtype = _storage_dtype(kind)
-        if dtype is None or not 0 <= numel < MAX_NUMBER:
-            return self._no_storage(key, f"{kind.qualname} is no storage" if dtype is None else "a storage has no size")
-        nbytes = numel * (DTYPE_BITS[dtype] // 8)
-        storage = Storage(kind.qualname, (), None, [], True, dtype, name, location, numel, nbytes, self.place(name))
-        return storage if known is not None else self.storages.setdefault(name, storage)
+        if known is not None and known.nbytes:
+            return known  # as torch does, whatever this reference says of its size and type
+        if not isinstance(numel, int) or not 0 <= numel < MAX_NUMBER:
+            return self._no_storage(key, "a reference to a storage gives it no size")
+        if type(location) is not str:  # torch asks for it last, and not at all where the caller names a device
+            location = type(location).__name__
+        nbytes = int(numel) * (DTYPE_BITS[dtype] // 8)
+        place = self.place(name)
+        storage = Storage(kind.qualname, (), None, [], True, dtype, name, location, int(numel), nbytes, place)
+        if known is None:
+            self.storages[name] = storage
+        elif nbytes:
+            return self._no_storage(key, "one storage has two sizes, of which one is 0")
+        return storage
 
     def _no_storage(self, key: Value, why: str) -> Opaque:
-        self.wrong[why] = self.wrong.get(why, 0) + 1
+        self.strays[why] = self.strays.get(why, 0) + 1
         return Opaque("pickle.persistent_id", (key,), called=True)
 
     def rebuild(self, made: Opaque) -> Value:
         """Return the tensor that a call of torch's rebuild functions would give; anything else unchanged."""
-        build = _REBUILD.get(made.qualname)
+        build = REBUILD.get(made.qualname)
         if build is None:
-            if made.qualname.startswith("torch.") and made.qualname.endswith("Storage"):
-                self.wrong[f"{made.qualname} is called"] = self.wrong.get(f"{made.qualname} is called", 0) + 1
+            if made.qualname.startswith("torch.") and not_callable(made.qualname):
+                self.fault(f"{made.qualname} is called")
             return made
         result = build(self, made.args)
-        if result is None and build in (_plain, _typed, _parameter):
-            why = f"{made.qualname} is called with what makes no tensor"
-            self.wrong[why] = self.wrong.get(why, 0) + 1
         return made if result is None else result
+
+    def fault(self, why: str) -> None:
+        """Count a call of one of torch's own functions that torch cannot make."""
+        self.wrong[why] = self.wrong.get(why, 0) + 1
 
     def view(
         self,
@@ -169,6 +136,12 @@ class TorchValues:
         """Return a view of ``storage``; None where the numbers make no tensor."""
         if type(storage) is not Storage or type(offset) is not int or offset < 0:
             return None
+        if type(shape) is list:
+            shape = tuple(shape)
+        if type(shape) is tuple and (strides is None or (strides in ((), []) and shape)):
+            strides = _dense(shape)
+        if type(strides) is list:
+            strides = tuple(strides)
         if type(shape) is not tuple or type(strides) is not tuple:
             return None
         geometry = self._geometry.get((id(shape), id(strides))) or self._measure(shape, strides)
@@ -255,10 +228,27 @@ class TorchValues:
             message = f"{overruns - MAX_NOTED:,} more tensors reach beyond their storage"
             problems.append(Problem("tensor-view-out-of-range", message))
         if self.wrong:
-            count = sum(self.wrong.values())
-            detail = (several(self.wrong), f"{count:,} of them; torch.load stops at the first")
-            problems.append(Problem("pickle-damaged", "the pickle describes tensors that torch cannot make", detail))
+            problems.append(_impossible("the pickle describes tensors that torch cannot make", self.wrong))
         return tensors, problems
+
+    def refusals(self) -> list[Problem]:
+        """Return the problem of references to storages that torch's own loader stops at, if there are any."""
+        return [_impossible("the pickle refers to storages that torch cannot find", self.strays)] if self.strays else []
+
+
+def _impossible(message: str, reasons: dict[str, int]) -> Problem:
+    detail = (several(reasons), f"{sum(reasons.values()):,} of them; torch.load stops at the first")
+    return Problem("pickle-damaged", message, detail)
+
+
+def _dense(shape: tuple[Value, ...]) -> tuple[int, ...]:
+    """Return the strides that torch takes where none are given."""
+    strides: list[int] = []
+    count = 1
+    for size in reversed(shape):
+        strides.append(count)
+        count *= max(size, 1) if type(size) is int else 1
+    return tuple(reversed(strides))
 
 
 def _overrun(name: str, ref: TensorRef, needed: int, held: int) -> Problem:
@@ -267,117 +257,6 @@ def _overrun(name: str, ref: TensorRef, needed: int, held: int) -> Problem:
         'torch.load stops with "setStorage: ... are out of bounds"',
     )
     return Problem("tensor-view-out-of-range", "a tensor reaches beyond its storage", detail, Spot(tensor=name))
-
-
-# torch's rebuild functions ---------------------------------------------------------------------------------
-
-
-def _plain(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) not in (4, 6, 7) or (len(args) > 4 and type(args[4]) is not bool):
-        return None
-    return values.tensor(args[0], args[1], args[2], args[3])
-
-
-def _typed(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    dtype = dtype_name(args[6]) if len(args) in (7, 8) and type(args[4]) is bool else None
-    return values.tensor(args[0], args[1], args[2], args[3], dtype) if dtype else None
-
-
-def _parameter(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) not in (3, 4) or not isinstance(args[0], TensorRef):
-        return None
-    return values.wrapped(args[0], "torch.nn.parameter.Parameter")
-
-
-def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
-    if len(args) < 3 or type(args[0]) is not Opaque or type(args[1]) is not Opaque or type(args[2]) is not tuple:
-        return None
-    if _REBUILD.get(args[0].qualname) is _from_type:
-        return None
-    inner = values.rebuild(Opaque(args[0].qualname, args[2], called=True))
-    if not isinstance(inner, TensorRef):
-        return None
-    result = values.wrapped(inner, args[1].qualname)
-    state = args[3] if len(args) > 3 else None
-    if type(state) is tuple and state and type(state[0]) is dict:
-        state = state[0]
-    parts: dict[str, TensorRef] = {}
-    if type(state) is dict and len(state) <= MAX_PARTS:
-        parts = {str(k): v for k, v in state.items() if isinstance(v, TensorRef)}
-    if parts and not result.chunks:
-        if len(parts) == 1:
-            (only,) = parts.values()
-            if only.shape == result.shape and only.dtype == result.dtype:
-                return values.wrapped(only, result.kind)
-        return values.composed(result, parts)
-    return result
-
-
-def _described(values: TorchValues, dtype: Value, shape: Value, kind: str) -> TensorRef | None:
-    name = dtype_name(dtype)
-    if name is None or type(shape) is not tuple or len(shape) > MAX_DIMENSIONS:
-        return None
-    if not all(type(size) is int and 0 <= size < MAX_NUMBER for size in shape):
-        return None
-    return TensorRef("", name, shape, (), None, kind)
-
-
-def _wrapper(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) < 3 or type(args[0]) is not Opaque:
-        return None
-    return _described(values, args[1], args[2], args[0].qualname)
-
-
-def _meta(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    return _described(values, args[0], args[1], "meta") if len(args) >= 2 else None
-
-
-def _quantised(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) < 5:
-        return None
-    result = values.tensor(args[0], args[1], args[2], args[3], kind="quantized")
-    settings = args[4] if type(args[4]) is tuple else ()
-    names = ("scales", "zero_points")
-    parts = {n: v for n, v in zip(names, settings[1:3], strict=False) if isinstance(v, TensorRef)}
-    return values.composed(result, parts) if result is not None and parts else result
-
-
-def _sparse(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) < 2 or type(args[0]) is not Opaque or type(args[1]) is not tuple or len(args[1]) > 8:
-        return None
-    tensors = [part for part in args[1] if isinstance(part, TensorRef)]
-    shape = next((part for part in args[1] if type(part) is tuple), None)
-    if shape is None or len(tensors) not in (2, 3) or not all(type(size) is int and size >= 0 for size in shape):
-        return None
-    names = ("indices", "values") if len(tensors) == 2 else ("compressed_indices", "plain_indices", "values")
-    named = args[0].args[0] if args[0].called and args[0].args else args[0].qualname  # _get_layout("torch.sparse_coo")
-    layout = named if type(named) is str else "torch.sparse"
-    ref = TensorRef("", tensors[-1].dtype, shape, (), tensors[-1].storage_id, layout)
-    return values.composed(ref, dict(zip(names, tensors, strict=True)))
-
-
-def _from_numpy(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    array = numpy_array(args[0]) if len(args) >= 2 else None
-    return _described(values, args[1], array[1], "numpy") if array is not None else None
-
-
-_REBUILD: dict[str, Callable[[TorchValues, tuple[Value, ...]], Value]] = {
-    "torch._utils._rebuild_tensor": _plain,
-    "torch._utils._rebuild_tensor_v2": _plain,
-    "torch._utils._rebuild_tensor_v3": _typed,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch._tensor._rebuild_from_type": _from_type,
-    "torch.tensor._rebuild_from_type": _from_type,
-    "torch._utils._rebuild_wrapper_subclass": _wrapper,
-    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
-    "torch._utils._rebuild_qtensor": _quantised,
-    "torch._utils._rebuild_sparse_tensor": _sparse,
-    "torch._utils._rebuild_sparse_csr_tensor": _sparse,
-    "torch._utils._rebuild_device_tensor_from_numpy": _from_numpy,
-    "torch._utils._rebuild_xla_tensor": _from_numpy,
-}
 
 
 def flatten(value: Value) -> dict[str, TensorRef]:

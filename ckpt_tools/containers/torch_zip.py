@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ckpt_tools.containers import pickle_stream, torch_zip_cut, zip_directory
+from ckpt_tools.containers import pickle_stream, torch_zip_cut, torch_zip_miniz, zip_directory
 from ckpt_tools.containers.base import Content, FormatError, Record
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, REACH, STORED, Directory, Entry
@@ -19,6 +20,7 @@ MIN_VERSION, MAX_VERSION = 1, 10
 MAX_SMALL = 4096
 MAX_UNPACKED = 1 << 26
 MAX_NOTED = 50
+_LEADING = re.compile(rb"[ \t\n\v\f\r]*\+?(\d+)")
 _MARKS = ("..", "\\", "\0", ":")
 _OWN = frozenset(
     ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
@@ -54,6 +56,8 @@ class _Reader:
         self.facts: dict[str, Any] = {}
         self.members: dict[str, Entry] = {}
         self.root = ""
+        self.rooted = False
+        self.folded: dict[str, Entry] | None = None
         self.big = False
         self.extents: dict[str, Extent] = {}
         self.packed: frozenset[str] = frozenset()
@@ -87,7 +91,7 @@ class _Reader:
         tensors, overruns = values.flatten(pickled.value)
         self.storages(values, tensors)
         self.extra(values.storages)
-        problems = (*self.problems, *pickled.problems, *overruns)
+        problems = (*self.problems, *pickled.problems, *values.refusals(), *overruns)
         return Content(
             container, source.size, True, pickled.value, tensors, records, pickled.globals, self.facts, problems
         )
@@ -136,25 +140,39 @@ class _Reader:
             )
             message = "the file holds several archives" if several_archives else "bytes precede the archive"
             self.problems.append(Problem("bytes-around-archive", message, detail, Spot(offset=self.source.base)))
+        refused = torch_zip_miniz.refusal(self.source, directory)
+        if refused is not None:
+            self.problems.append(Problem("zip-damaged", "torch cannot open the zip archive", (refused,)))
+
+    def member(self, name: str) -> Entry | None:
+        """Return the record that torch finds under a name."""
+        entry = self.members.get(name)
+        if entry is None and self.folded is None:
+            self.folded = torch_zip_miniz.winners(self.directory.entries)
+        return entry if entry is not None or self.folded is None else self.folded.get(name.lower())
 
     def names(self, entries: list[Entry]) -> None:
-        """Collect the members by name, the last of one name winning, as in torch."""
+        """Collect the members by name; of several of one name, the one that torch finds."""
         if entries:
-            self.root = entries[0].name.partition("/")[0] if "/" in entries[0].name else ""
+            self.root, slash, _ = entries[0].name.partition("/")
+            self.rooted = bool(slash)
+            self.root = self.root if slash else ""
         self.facts["root"] = self.root
         members = self.members = {entry.name: entry for entry in entries}
         doubled: dict[str, int] = {}
         if len(members) != len(entries):
+            self.folded = torch_zip_miniz.winners(entries)
             for entry in entries:
                 doubled[entry.name] = doubled.get(entry.name, 0) + 1
+                members[entry.name] = self.folded[entry.name.lower()]
             doubled = {name: count for name, count in doubled.items() if count > 1}
         inside = f"{self.root}/"
-        outside = [name for name in members if not name.startswith(inside) or not self.root]
+        outside = [name for name in members if not name.startswith(inside) or not self.rooted]
         every = "\n".join(members)
         unsafe = [name for name in members if _unsafe(name)] if any(mark in every for mark in _MARKS) or outside else []
         for name, count in list(doubled.items())[:MAX_NOTED]:
             self.problem("record-duplicate", "a record is there more than once", name,
-                         f"{name} is listed {count} times", "torch.load takes the last one")  # fmt: skip
+                         f"{name} is listed {count} times", "torch.load takes one of them")  # fmt: skip
         if outside:
             self.problem("record-outside-root", "records lie outside of the archive's directory", outside[0],
                          f"not in {self.root or 'any directory'}/: {several(outside)}",
@@ -180,9 +198,9 @@ class _Reader:
         self.facts["torchscript"] = script
         if script:
             return "torchscript"
-        if any(name.endswith("data.pkl") for name in names) or (self.root and f"{self.root}/version" in names):
+        if any(name.endswith("data.pkl") for name in names) or (self.rooted and f"{self.root}/version" in names):
             return "torch-zip"
-        if any(name.startswith(f"{self.root}/data/") for name in names) and self.root:
+        if any(name.startswith(f"{self.root}/data/") for name in names) and self.rooted:
             return "torch-zip"
         if names and all(name.endswith(".npy") for name in names):
             return "npz"
@@ -190,17 +208,18 @@ class _Reader:
 
     def versions(self) -> None:
         """Read the small records that say how to read the others."""
-        version = self.text("version")
-        if version is None:
+        name = ".data/version" if self.member(f"{self.root}/.data/version") is not None else "version"
+        version = self.raw(name)
+        if version is None and self.member(f"{self.root}/{name}") is None:
             self.problem("record-invalid", "the version record is missing", f"{self.root}/version",
                          "torch.load stops without it")  # fmt: skip
-        elif not version.strip().isdecimal() or len(version) > 20:
-            self.problem("record-invalid", "the version record is no number", f"{self.root}/version",
-                         f"it holds {version[:40]!r}")  # fmt: skip
-        else:
-            self.facts["version"] = number = int(version)
+        elif version is not None and (digits := _LEADING.match(version)) is None:
+            self.problem("record-invalid", "the version record is no number", f"{self.root}/{name}",
+                         f"it holds {_shown(version)}")  # fmt: skip
+        elif version is not None and digits is not None:
+            self.facts["version"] = number = int(digits[1][:30])
             if not MIN_VERSION <= number <= MAX_VERSION:
-                self.problem("record-invalid", "the file's version is not supported", f"{self.root}/version",
+                self.problem("record-invalid", "the file's version is not supported", f"{self.root}/{name}",
                              f"it is {number}; torch reads {MIN_VERSION} to {MAX_VERSION}")  # fmt: skip
         order = self.text("byteorder")
         self.facts["byteorder"] = order or "little"
@@ -208,13 +227,27 @@ class _Reader:
         if order is not None and order not in ("little", "big"):
             self.problem("record-invalid", "the byteorder record is invalid", f"{self.root}/byteorder",
                          f'it holds {order[:40]!r}; "little" and "big" are known')  # fmt: skip
-        for name, fact in ((".format_version", "format_version"), (".storage_alignment", "storage_alignment")):
-            text = self.text(name)
-            if text is not None:
-                self.facts[fact] = int(text) if text.isdecimal() and len(text) < 20 else text[:40]
-        serial = self.text(".data/serialization_id")
+        form = self.text(".format_version")
+        if form is not None:
+            self.facts["format_version"] = int(form) if form.isdecimal() and len(form) < 20 else form[:40]
+        alignment = self.raw(".storage_alignment")
+        if alignment is not None:
+            try:
+                self.facts["storage_alignment"] = int(alignment)
+            except ValueError as error:
+                self.facts["storage_alignment"] = alignment[:40].decode("utf-8", "backslashreplace")
+                self.problem("record-invalid", "the storage_alignment record is no number",
+                             f"{self.root}/.storage_alignment", f"it holds {_shown(alignment)}",
+                             f"torch.load stops: {str(error)[:80]}")  # fmt: skip
+        serial = self.raw(".data/serialization_id")
         if serial is not None:
-            self.facts["serialization_id"] = serial[:80]
+            self.facts["serialization_id"] = serial[:80].decode("utf-8", "backslashreplace")
+            try:
+                serial.decode()
+            except UnicodeDecodeError:
+                self.problem("record-invalid", "the serialization_id record is no text",
+                             f"{self.root}/.data/serialization_id", f"it holds {_shown(serial)}",
+                             "torch.load stops with a UnicodeDecodeError")  # fmt: skip
 
     def extra(self, needed: Mapping[str, Any]) -> None:
         prefix, own = f"{self.root}/data/", {f"{self.root}/{name}" for name in _OWN}
@@ -231,14 +264,19 @@ class _Reader:
 
     def text(self, name: str) -> str | None:
         """Return a small record as text, None where there is none."""
-        entry = self.members.get(f"{self.root}/{name}")
+        raw = self.raw(name)
+        return None if raw is None else raw.decode("utf-8", "backslashreplace")
+
+    def raw(self, name: str) -> bytes | None:
+        """Return the bytes of a small record, None where there is none."""
+        entry = self.member(f"{self.root}/{name}")
         if entry is None or entry.start < 0:
             return None
         try:
-            return self.payload(entry, MAX_SMALL).decode("utf-8", "backslashreplace")
+            return self.payload(entry, MAX_SMALL)
         except FormatError as error:
             self.problems.append(error.problem)
-            return ""
+            return None
 
     def payload(self, entry: Entry, limit: int) -> bytes:
         """Return the bytes of a record, inflated where it is compressed."""
@@ -266,7 +304,7 @@ class _Reader:
 
     def pickle(self, values: TorchValues) -> pickle_stream.PickleResult:
         name = f"{self.root}/data.pkl"
-        entry = self.members.get(name)
+        entry = self.member(name)
         if entry is None:
             detail = (f"there is no {name}, which says what the file holds", "torch.load stops without it")
             raise FormatError(Problem("record-missing", "the pickle is missing", detail, Spot(record=name)))
@@ -292,7 +330,8 @@ class _Reader:
             at = Spot(record=name, offset=offset if entry.method == STORED else None)
             raise FormatError(replace(error.problem, detail=said, at=at)) from None
         self.facts["protocol"] = result.protocol
-        self.facts["foreign_opcodes"] = result.foreign
+        if result.foreign:
+            self.facts["foreign_opcodes"] = result.foreign
         return result
 
     def place(self, key: str) -> Extent | None:
@@ -304,8 +343,13 @@ class _Reader:
         members, prefix = self.members, f"{self.root}/data/"
         for key, storage in values.storages.items():
             entry = members.get(prefix + key)
+            if entry is None:
+                entry = self.member(prefix + key)
             if (entry is None or entry.size != storage.nbytes) and storage.location != "meta":
                 wrong.append((key, entry))
+            elif entry is not None and entry.method not in (STORED, DEFLATED):
+                detail = f"{entry.name} is packed by method {entry.method}"
+                self.problem("zip-damaged", "a record is compressed in a way torch cannot read", entry.name, detail)
         if not wrong:
             return
         users: dict[str, list[str]] = {key: [] for key, _ in wrong}
@@ -334,6 +378,10 @@ class _Reader:
 
     def problem(self, kind: str, message: str, record: str, *detail: str) -> None:
         self.problems.append(Problem(kind, message, detail, Spot(record=record)))
+
+
+def _shown(raw: bytes) -> str:
+    return repr(raw[:40])[1:]
 
 
 def _unsafe(name: str) -> bool:

@@ -37,6 +37,7 @@ _NEAR = 4096
 _RUN = 1 << 20
 _FULL32 = 0xFFFFFFFF
 _FULL16 = 0xFFFF
+_UNUSUAL = 0x2061  # encrypted in one of three ways, or a patch
 
 
 class Entry(NamedTuple):
@@ -59,7 +60,8 @@ class Entry(NamedTuple):
 class Directory:
     """The members in the directory's order; ``begin`` and ``end`` bound the archive inside the source.
 
-    ``gap`` counts bytes between the directory and the end record, where nothing belongs.
+    ``gap`` counts bytes between the directory and the end record, where nothing belongs.  ``plain`` says that no
+    entry is compressed, encrypted or on another disk.
     """
 
     entries: list[Entry]
@@ -67,6 +69,7 @@ class Directory:
     central: int
     end: int
     gap: int = 0
+    plain: bool = True
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -101,12 +104,13 @@ def read(source: Source) -> Directory:
         raise FormatError(Problem("resource-bomb", "the zip directory is too large", detail))
     raw = source.read(central, min(tail.size, tail.position - central))
     problems: list[Problem] = []
-    listed = list(_central(raw, tail.count, problems))
+    strange: list[int] = []
+    listed = list(_central(raw, tail.count, problems, strange))
     if shift < 0:
         raise _damaged("the zip directory is not where it should be", f"it lies {-shift:,} bytes too early")
     entries = _locate(source, listed, shift, central, problems)
     gap = tail.position - central - tail.size + tail.gap
-    return Directory(entries, shift, central, tail.end, gap, problems)
+    return Directory(entries, shift, central, tail.end, gap, not strange, problems)
 
 
 def _damaged(message: str, *detail: str) -> FormatError:
@@ -173,8 +177,13 @@ def _tail64(source: Source, position: int, end: int) -> _Tail | None:
     return None
 
 
-def _central(raw: bytes, count: int, problems: list[Problem]) -> Iterator[tuple[str, int, int, int, int, int, int]]:
-    """Yield ``(name, header, packed, size, crc32, method, flags)`` of every member that the directory lists."""
+def _central(
+    raw: bytes, count: int, problems: list[Problem], strange: list[int]
+) -> Iterator[tuple[str, int, int, int, int, int, int]]:
+    """Yield ``(name, header, packed, size, crc32, method, flags)`` of every member that the directory lists.
+
+    ``strange`` gets the number of a member that is more than plain bytes.
+    """
     unpack = _CENTRAL.unpack_from
     position, number, room = 0, 0, len(raw)
     while number < count:
@@ -191,6 +200,8 @@ def _central(raw: bytes, count: int, problems: list[Problem]) -> Iterator[tuple[
         name = raw[position + 46 : extra].decode("utf-8", "backslashreplace")
         if _FULL32 in (packed, size, header) or disk == _FULL16:
             size, packed, header = _wide(raw[extra : extra + extra_size], size, packed, header)
+        if (packed != size or disk or flags & _UNUSUAL) and not strange:
+            strange.append(number)
         yield name, header, packed, size, crc32, method, flags
         position = end
         number += 1

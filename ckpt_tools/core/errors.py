@@ -49,12 +49,13 @@ class EditRefusedError(CkptError):
 
 
 class EditError(CkptError):
-    """An edit failed while it was made.
+    """An edit failed while it was made, or while it was taken back.
 
-    ``taken_back`` says whether everything is as before; if not, a pending journal entry is left (exit code 5).
+    ``pending`` says whether a journal entry is left that has to be finished (exit code 5).  If not, the files are as
+    they were, but for the rare case that the message tells.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, taken_back: bool = True) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, pending: bool = False) -> None:
         super().__init__(message, hint=hint)
-        self.taken_back = taken_back
-        self.exit_code = 3 if taken_back else 5
+        self.pending = pending
+        self.exit_code = 5 if pending else 3

@@ -122,7 +122,9 @@ def _old_bytes(home: Home, path: str, there: Look, step: Step, *, first: bool) -
                 case TruncateTo(_, size, old):
                     fits = (there.size == size + len(old) and source.read(size, len(old)) == old) or not first
                 case WriteFile(_, _, previous):
-                    fits = previous is not None and there.size == len(previous) and source.read(0, there.size) == previous
+                    fits = (
+                        previous is not None and there.size == len(previous) and source.read(0, there.size) == previous
+                    )
                 case _:
                     fits = True
             if not fits:
@@ -172,7 +174,7 @@ def _parent(path: str) -> str:
 
 
 def _needed(plan: Plan) -> int:
-    """Return the bytes that journal, growth and new files take; taking files back may need their old bytes once more."""
+    """Return the bytes that the journal, growth and new files take; the way back may need old files once more."""
     journalled = growth = 0
     for action in plan.actions:
         match action:

@@ -281,7 +281,7 @@ def _file(root: str, listing: Listing) -> Run:
             break
     if part is None:
         part = Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
-    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), _number(name))
+    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), _number(name), is_file=True)
     return Run(root, part.layout, (checkpoint,), listing, single=True)
 
 
@@ -294,7 +294,8 @@ def _numbered(root: str, top: Listing) -> Run | None:
     for name in names:
         listing = Listing(top.root, {name: top.files[name]}, {}, top.meter)
         parts = tuple(_claim(listing, [plain.LAYOUT]))
-        checkpoints.append(Checkpoint(name, listing, (plain.LAYOUT.name,), parts, (), _number(name)))
+        layouts = (plain.LAYOUT.name,)
+        checkpoints.append(Checkpoint(name, listing, layouts, parts, (), _number(name), is_file=True))
     checkpoints.sort(key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.path))
     return Run(root, plain.LAYOUT.name, tuple(checkpoints), top)
 

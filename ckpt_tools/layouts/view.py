@@ -21,6 +21,7 @@ from ckpt_tools.core.source import BytesSource, Source
 from ckpt_tools.layouts import by_name, plain
 from ckpt_tools.layouts.base import Need
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
+from ckpt_tools.model.manifest import Seal
 from ckpt_tools.model.summaries import DataSummary
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Value, as_mapping, lookup
@@ -60,6 +61,7 @@ class View:
         self.checkpoint = checkpoint
         self.errors: dict[str, SourceError] = {}
         self.data: DataSummary | None = None  # what a deep look found, once there was one
+        self.seal: Seal | None = None  # its manifest and what differs from it, once that was looked at
         self.crashes: dict[str, Exception] = {}
         self._contents: dict[str, Content | None] = {}
         self._source: Source | None = None

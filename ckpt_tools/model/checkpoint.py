@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -73,7 +74,7 @@ class Checkpoint:
     """One checkpoint: a directory, or one file.
 
     ``path`` is POSIX, relative to the run's root (``.`` when it is the root itself).  ``step`` is what the
-    directory's *name* says, None where it says nothing.
+    directory's *name* says, None where it says nothing.  ``is_file`` is set where the checkpoint is one file.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Checkpoint:
     parts: tuple[Part, ...]
     unclaimed: tuple[str, ...] = ()
     step: int | None = None
+    is_file: bool = False
 
     def of(self, *roles: Role) -> Iterator[Part]:
         """Yield the parts that have one of ``roles``, in the layout's order."""
@@ -100,6 +102,12 @@ class Checkpoint:
     @property
     def size(self) -> int:
         return self.listing.size
+
+    def place(self, path: str) -> str:
+        """Return where a file of this checkpoint lies, relative to the root of the run; ``""`` is the checkpoint."""
+        if self.is_file or not path:
+            return self.path
+        return posixpath.normpath(posixpath.join(self.path, path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from ckpt_tools.model.tensors import TensorRef
 class TensorSummary:
     """One tensor, looked at element by element.
 
-    ``nan`` and ``inf`` count elements (a complex one counts once for each of its two numbers), ``first_bad`` is the row-major index of
-    the first of them.  ``largest`` is the largest finite magnitude, None where that has no meaning.  ``zero`` says that every
-    element is a zero.  ``negative`` counts elements below zero where they were asked for, ``odd`` those of a bool
-    tensor that are neither 0 nor 1.  ``checked`` is false where ``reason`` says why nobody looked.
+    ``nan`` and ``inf`` count elements (a complex one counts once for each of its two numbers), ``first_bad`` is the
+    row-major index of the first of them.  ``largest`` is the largest finite magnitude, None where that has no
+    meaning.  ``zero`` says that every element is a zero.  ``negative`` counts elements below zero where they were
+    asked for, ``odd`` those of a bool tensor that are neither 0 nor 1.  ``checked`` is false where ``reason`` says
+    why nobody looked.
     """
 
     ref: TensorRef
@@ -54,8 +55,8 @@ class ZeroRun:
     """Zero bytes ``[begin, end)`` of a file that look like pages that were never written.
 
     ``exact`` says that it begins at a page boundary and ends at one or with the file; ``tail`` that it reaches the end
-    of the file; ``inside`` names the tensor that it begins in the middle of.  ``whole`` are the tensors that lie in it entirely,
-    ``partly`` those that reach out of it.
+    of the file; ``inside`` names the tensor that it begins in the middle of.  ``whole`` are the tensors that lie in
+    it entirely, ``partly`` those that reach out of it.
     """
 
     begin: int
@@ -81,10 +82,10 @@ class Segment:
 class FileSummary:
     """One file.
 
-    ``protection`` is ``"crc32"`` where stored checksums were compared, ``"none"`` where the format has none, ``"off"`` where
-    the writer was told to store none.  ``unchecked`` are records that could not be compared, with the reason.  ``left_out`` counts bytes that
-    a sample did not take in; ``unread`` those that the system refused (``errors``).  ``digest`` and ``segments`` are
-    there where they were asked for.
+    ``protection`` is ``"crc32"`` where stored checksums were compared, ``"none"`` where the format has none,
+    ``"off"`` where the writer was told to store none.  ``unchecked`` are records that could not be compared, with
+    the reason.  ``left_out`` counts bytes that a sample did not take in; ``unread`` those that the system refused
+    (``errors``).  ``digest`` and ``segments`` are there where they were asked for.
     """
 
     path: str

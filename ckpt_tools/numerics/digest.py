@@ -2,10 +2,11 @@
 
 The digest of a *tensor* is ``BLAKE3(head + BLAKE3(piece 1) + BLAKE3(piece 2) + ...)``.  ``head`` is the text
 ``ckpt-tools/tensor/1`` NUL dtype NUL shape NUL, the shape as decimal numbers with commas between; the pieces are the
-tensor's row-major little-endian bytes cut every 32 MiB (2**25 bytes), none for an empty tensor.  So the same tensor has the same
-digest in every container, strided or not.  A *run of bytes* that is no tensor has the head ``ckpt-tools/bytes/1`` NUL.
-The digest of a *file* is ``BLAKE3(head + for each segment: its length as 8 bytes little-endian + its digest)``, its
-segments in order, with the head ``ckpt-tools/file/1`` NUL.  All are written ``blake3-32m:`` and 64 hexadecimal digits.
+tensor's row-major little-endian bytes cut every 32 MiB (2**25 bytes), none for an empty tensor.  So the same tensor
+has the same digest in every container, strided or not.  A *run of bytes* that is no tensor has the head
+``ckpt-tools/bytes/1`` NUL. The digest of a *file* is ``BLAKE3(head + for each segment: its length as 8 bytes
+little-endian + its digest)``, its segments in order, with the head ``ckpt-tools/file/1`` NUL.  All are written
+``blake3-32m:`` and 64 hexadecimal digits.
 """
 
 from __future__ import annotations

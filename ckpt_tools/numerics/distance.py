@@ -14,7 +14,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ckpt_tools.core.source import Source
@@ -233,8 +232,7 @@ def _read(source: Source, at: int, strides: Sequence[int], shape: tuple[int, ...
     span = (sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1) * width
     if span <= len(work.spare) and span <= max(4096, 4 * prod(shape) * width):
         source.read_into(at, memoryview(work.spare)[:span])
-        flat = np.frombuffer(work.spare, out.dtype, span // width)
-        out[...] = as_strided(flat, shape, [stride * width for stride in strides], writeable=False)
+        out[...] = np.ndarray(shape, out.dtype, work.spare, strides=[stride * width for stride in strides])
         return
     axis = max(range(len(shape)), key=lambda number: (shape[number] - 1) * strides[number])
     rest = (*strides[:axis], *strides[axis + 1 :]), (*shape[:axis], *shape[axis + 1 :])
@@ -260,20 +258,22 @@ class _Kernel:
 
     def block(self, left: Array, right: Array) -> None:
         """Add the elements of two arrays of one length, at most ``BLOCK``."""
-        total = self.total
-        total.count += len(left)
-        if self._whole:
-            self._integers(left, right)
-        elif not (self._single and self._float32(left, right)):
-            self._float64(left, right)
-        if self._rounds:
-            wide, narrow = (left, right) if self._narrower else (right, left)
-            with np.errstate(all="ignore"):
-                rounded = wide.astype(narrow.dtype)
-            differ = rounded != narrow
-            if differ.any():
-                differ &= ~(_isnan(rounded) & _isnan(narrow))
-            total.unrounded = (total.unrounded or 0) + int(np.count_nonzero(differ))
+        self.total.count += len(left)
+        with np.errstate(all="ignore"):
+            if self._whole:
+                self._integers(left, right)
+            elif not (self._single and self._float32(left, right)):
+                self._float64(left, right)
+            if self._rounds:
+                self._rounding(left, right)
+
+    def _rounding(self, left: Array, right: Array) -> None:
+        wide, narrow = (left, right) if self._narrower else (right, left)
+        rounded = wide.astype(narrow.dtype)
+        differ = rounded != narrow
+        if differ.any():
+            differ &= ~(_isnan(rounded) & _isnan(narrow))
+        self.total.unrounded = (self.total.unrounded or 0) + int(np.count_nonzero(differ))
 
     def _float32(self, left: Array, right: Array) -> bool:
         """Add a block in float32; False, with nothing added, where that would not be exact enough."""
@@ -302,24 +302,23 @@ class _Kernel:
         wide = np.complex128 if self._complex else np.float64
         a, b = _wide(left, wide), _wide(right, wide)
         total = self.total
-        with np.errstate(all="ignore"):
-            finite = np.isfinite(a) & np.isfinite(b)
-            if not finite.all():
-                nan_a, nan_b = np.isnan(a), np.isnan(b)
-                total.nan_left += int(np.count_nonzero(nan_a))
-                total.nan_right += int(np.count_nonzero(nan_b))
-                odd = ~finite
-                same = (a == b) | (nan_a & nan_b)
-                total.changed += int(np.count_nonzero(odd & ~same))
-                if (odd & ~same & ~nan_a & ~nan_b).any():
-                    total.largest = inf
-                a, b = a[finite], b[finite]
-            delta = np.abs(a - b)
-            total.changed += int(np.count_nonzero(a != b))
-            total.largest = max(total.largest, float(delta.max(initial=0.0)))
-            total.delta2 += float(np.dot(delta, delta))
-            total.left2 += _square(a)
-            total.right2 += _square(b)
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            nan_a, nan_b = np.isnan(a), np.isnan(b)
+            total.nan_left += int(np.count_nonzero(nan_a))
+            total.nan_right += int(np.count_nonzero(nan_b))
+            odd = ~finite
+            same = (a == b) | (nan_a & nan_b)
+            total.changed += int(np.count_nonzero(odd & ~same))
+            if (odd & ~same & ~nan_a & ~nan_b).any():
+                total.largest = inf
+            a, b = a[finite], b[finite]
+        delta = np.abs(a - b)
+        total.changed += int(np.count_nonzero(a != b))
+        total.largest = max(total.largest, float(delta.max(initial=0.0)))
+        total.delta2 += float(np.dot(delta, delta))
+        total.left2 += _square(a)
+        total.right2 += _square(b)
 
     def _integers(self, left: Array, right: Array) -> None:
         """Add 64-bit integers, whose differences float64 would round."""

@@ -129,16 +129,14 @@ def _block(source: Source, begin: int, dimensions: tuple[Dimension, ...], width:
     else:
         runs, length = wanted, 1
     held = np.empty(runs * length * width, np.uint8)
-    memory = memoryview(held)
+    memory = held.data
     places = product(*(range(dimensions[axis][0]) for axis in order[:outer]))
     for number, index in enumerate(places):
         offset = sum(at * dimensions[axis][1] for at, axis in zip(index, order[:outer], strict=True))
         at = number * length * width
         source.read_into(begin + offset * width, memory[at : at + length * width])
     steps = dict(zip(order, row_strides(tuple(dimensions[axis][0] for axis in order[:outer])), strict=False))
-    strides = [
-        steps[axis] * length if axis in steps else dimensions[axis][1] for axis in range(len(dimensions))
-    ]
+    strides = [steps[axis] * length if axis in steps else dimensions[axis][1] for axis in range(len(dimensions))]
     items = held.view(f"V{width}")
     picked = as_strided(items, [n for n, _ in dimensions], [s * width for s in strides], writeable=False)
     return np.ascontiguousarray(picked).reshape(-1).view(np.uint8)
@@ -158,7 +156,7 @@ def look(source: Source, ref: TensorRef, negative: bool, digest: bool, check: Ca
             facts.feed(block, position)
             position += len(block) // (facts.form.width if facts.form else 1)
         if hasher is not None:
-            hasher.update(memoryview(block))
+            hasher.update(block.data)
     if hasher is None:
         return facts, ""
     return facts, finish(tensor_head(ref.dtype, ref.shape), hasher.finish())

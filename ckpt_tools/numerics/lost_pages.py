@@ -1,8 +1,8 @@
 """Which runs of zeros look like pages that never reached the disk, and which a training leaves behind.
 
-A page cache that is lost leaves zeros from one page boundary of the *file* to another, or from where the writer was to the end; both
-lie anywhere in a tensor.  What a training leaves zero (embedding rows never seen, dead rows, masks, fresh moments, whole
-tensors) begins and ends with a row or a tensor.
+A page cache that is lost leaves zeros from one page boundary of the *file* to another, or from where the writer was
+to the end; both lie anywhere in a tensor.  What a training leaves zero (embedding rows never seen, dead rows, masks,
+fresh moments, whole tensors) begins and ends with a row or a tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ckpt_tools.numerics.zeros import Run, reach
 MAX_RUNS = 512
 """A file with more runs is rich in zeros by nature: only the one at its end is judged."""
 
-_USUAL = re.compile(r"lora_(?:embedding_)?[ABE]\b|lora_(?:up|down)\b|bias\b|exp_avg|square_avg|momentum|norm|gate|scale")
+_USUAL = re.compile(
+    r"lora_(?:embedding_)?[ABE]\b|lora_(?:up|down)\b|bias\b|exp_avg|square_avg|momentum|norm|gate|scale"
+)
 
 
 def judge(source: Source, runs: list[Run], tensors: Iterable[TensorRef]) -> Iterator[ZeroRun]:
@@ -95,9 +97,7 @@ def _suspicious_tail(run: ZeroRun, touched: list[TensorRef]) -> bool:
         return False
     if run.inside is not None and _cut(touched, run.begin):
         return True
-    matrices = [
-        ref for ref in floats if ref.fqn in run.whole and len(ref.shape) > 1 and not _USUAL.search(ref.fqn)
-    ]
+    matrices = [ref for ref in floats if ref.fqn in run.whole and len(ref.shape) > 1 and not _USUAL.search(ref.fqn)]
     return len(run.whole) > 1 and bool(matrices)
 
 

@@ -1,9 +1,9 @@
 """Facts about floats from their bits: no conversion, no temporary array.
 
 Seen as integers of the same width, the largest signed one is the positive float of largest magnitude, and the
-largest unsigned one, where it has the sign bit, the negative float of largest magnitude.  Two reductions, each at the speed of
-the cache, thus tell magnitude, zeros, negatives and whether any NaN or Inf is there at all; only a block in which
-one is gets a second, slower look that counts.
+largest unsigned one, where it has the sign bit, the negative float of largest magnitude.  Two reductions, each at
+the speed of the cache, thus tell magnitude, zeros, negatives and whether any NaN or Inf is there at all; only a
+block in which one is gets a second, slower look that counts.
 """
 
 from __future__ import annotations
@@ -92,16 +92,12 @@ class Facts:
         high = int(ints.max())
         sign = form.sign
         low = top ^ sign if top & sign else -1
-        if form.lone_nan:
-            suspicious = int(ints.min()) == -sign
-        else:
-            suspicious = high >= form.limit or low >= form.limit
+        reach = max(high, low)
+        suspicious = int(ints.min()) == -sign if form.lone_nan else reach >= form.limit
         if suspicious:
             self._count(raw, position)
-        else:
-            reach = high if high > low else low
-            if reach > self.largest:
-                self.largest = reach
+        elif reach > self.largest:
+            self.largest = reach
         if low > 0 and self.want_negative:
             self.negative += self._negatives(raw)
 

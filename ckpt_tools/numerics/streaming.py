@@ -1,8 +1,9 @@
 """The engine: every byte of every file is read once, by several workers, and shown to all who want it.
 
-Work is dealt out in units of at most 32 MiB (``spans.units``), so that a single large file keeps every core busy.  A worker has
-one buffer of 256 KiB; besides that, memory holds one small object per span, so a run takes ``workers`` times 256 KiB plus about
-500 bytes per tensor, whatever the size of the checkpoint (views that are not dense add up to 40 MiB each while they are gathered).
+Work is dealt out in units of at most 32 MiB (``spans.units``), so that a single large file keeps every core busy.  A
+worker has one buffer of 2 MiB; besides that, memory holds one small object per span, so a run takes ``workers``
+times 2 MiB plus about 500 bytes per tensor, whatever the size of the checkpoint (views that are not dense add up
+to 40 MiB each while they are gathered).
 
 A read that fails costs the spans it was for; the rest of the file and all other files are still read.
 """
@@ -103,7 +104,8 @@ class _Result:
 def stream(jobs: Sequence[Job], *, workers: int, task: Task) -> list[Outcome]:
     """Read every job's spans once and return what was found, in the order of ``jobs``.
 
-    ``task`` is advanced by bytes, from the calling thread alone.  On an interruption the workers end at their next read.
+    ``task`` is advanced by bytes, from the calling thread alone.  On an interruption the workers end at their next
+    read.
     """
     return _Run(jobs, max(1, workers), task).run()
 
@@ -319,7 +321,7 @@ class _Reader:
         self.source = source
         self.result = result
         self.buffer = buffer
-        self.memory = memoryview(buffer)
+        self.memory = buffer.data
         self._number = -1
         self._begin = self._reached = 0
         self._crc: int | None = None
@@ -365,6 +367,9 @@ class _Reader:
         except SourceError as error:
             if len(pieces) > 1 and not isinstance(error, SourceChangedError):
                 for piece in pieces:  # which of them cannot be read?
+                    if len(self.result.errors) >= MAX_ERRORS:
+                        self.result.lost.add(piece[0])
+                        continue
                     begin = self.spans[piece[0]].offset + piece[1]
                     self.fill((begin, piece[2] - piece[1], [piece]))
                 return False

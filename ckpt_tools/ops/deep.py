@@ -31,7 +31,7 @@ from ckpt_tools.numerics.statistics import Facts
 from ckpt_tools.numerics.streaming import Job, Outcome, Pass, processors, stream
 from ckpt_tools.numerics.zeros import whole_pages
 from ckpt_tools.ops import deep_plan
-from ckpt_tools.ops.deep_plan import UNREAD, Plan, Region, Sample, Wants
+from ckpt_tools.ops.deep_plan import DEFAULT, UNREAD, Plan, Region, Sample, Wants
 
 __all__ = ["Sample", "Wants", "digests", "files", "read", "workers"]
 
@@ -58,15 +58,17 @@ def files(view: View) -> list[str]:
     ]
 
 
-def digests(view: View, paths: Iterable[str] | None = None, *, jobs: int | None = None, task: Task | None = None) -> DataSummary:
-    """Return the digest of every tensor and file (``FileSummary.digest`` and ``.segments``, ``TensorSummary.digest``)."""
+def digests(
+    view: View, paths: Iterable[str] | None = None, *, jobs: int | None = None, task: Task | None = None
+) -> DataSummary:
+    """Return a look that digests alone: ``FileSummary.digest`` and ``segments``, ``TensorSummary.digest``."""
     wants = Wants(checksums=False, statistics=False, digests=True)
     return read(view, wants, paths=paths, jobs=jobs, task=task)
 
 
 def read(
     view: View,
-    wants: Wants = Wants(),
+    wants: Wants = DEFAULT,
     *,
     paths: Iterable[str] | None = None,
     sample: Sample | None = None,

@@ -39,16 +39,20 @@ class Wants:
     digests: bool = False
 
 
+DEFAULT = Wants()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A share of the bytes: those whose place in the checkpoint, from 0 to 1, is in ``[start, start + share)``, around the end."""
+    """A share of the bytes: those whose place in the checkpoint, from 0 to 1, is in ``[start, start + share)``,
+    around the end."""
 
     share: Fraction
     start: Fraction
     text: str
 
     def takes(self, begin: int, end: int, total: int) -> bool:
-        """Return whether the bytes ``[begin, end)`` of ``total`` are in: each run is in exactly one of ``1/n`` ... ``n/n``."""
+        """Return whether ``[begin, end)`` of ``total`` bytes is in; each run is in one of ``1/n`` ... ``n/n``."""
         middle = Fraction(begin + end, 2 * total) if total else Fraction(0)
         return (middle - self.start) % 1 < self.share
 
@@ -87,8 +91,8 @@ class Region:
 class Plan:
     """What is read of one file.
 
-    ``owners`` are the names of the tensors that a span is, the first of them naming the segment; ``of`` gives the span of a
-    tensor, ``inside`` the span that a view lies in, ``alone`` the tensors with a pass of their own.
+    ``owners`` are the names of the tensors that a span is, the first of them naming the segment; ``of`` gives the
+    span of a tensor, ``inside`` the span that a view lies in, ``alone`` the tensors with a pass of their own.
     """
 
     path: str
@@ -130,7 +134,8 @@ def plan(path: str, size: int, content: Content | None, wants: Wants) -> Plan:
         while number < len(records) and records[number].extent.end <= begin:
             number += 1
         held = number < len(records) and records[number].extent.offset <= begin
-        dtype, order, names = "", "little", ()
+        dtype, order = "", "little"
+        names: tuple[str, ...] = ()
         if ready < len(groups) and groups[ready][0][0] == begin:
             (_, _, dtype, order), listed = groups[ready]
             names = tuple(listed)
@@ -196,7 +201,8 @@ def _groups(made: Plan, records: list[Record]) -> list[tuple[_Key, list[str]]]:
     groups: dict[_Key, list[str]] = {}
     for name, ref in made.tensors.items():
         if len(ref.chunks) != 1:
-            made.reasons[name] = NOT_HERE
+            if ref.numel and _expected(made, ref):
+                made.reasons[name] = NOT_HERE
             continue
         (chunk,) = ref.chunks
         if not ref.numel or not chunk.extent.length:
@@ -217,6 +223,11 @@ def _groups(made: Plan, records: list[Record]) -> list[tuple[_Key, list[str]]]:
             kept.append((key, groups[key]))
             reached = begin + length
     return kept
+
+
+def _expected(made: Plan, ref: TensorRef) -> bool:
+    """Whether a tensor without bytes should have some: meta tensors have none, sparse ones are made of others."""
+    return made.container == "safetensors" or (ref.storage_id is not None and not ref.kind.startswith("torch.sparse"))
 
 
 def _views(made: Plan, wants: Wants) -> None:

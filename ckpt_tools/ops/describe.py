@@ -127,7 +127,9 @@ def schedule(view: View) -> Schedule | None:
         if named is None:
             return None
         complete = view.checkpoint.has(Role.TRAINER_STATE) and view.elsewhere is None
-        return Schedule(None, named, (), "no scheduler file here: a resume starts its schedule afresh" if complete else "")
+        return Schedule(
+            None, named, (), "no scheduler file here: a resume starts its schedule afresh" if complete else ""
+        )
     row = schedules.scheduler(state)
     if row is None:
         return Schedule(None, named)

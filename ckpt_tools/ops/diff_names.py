@@ -136,28 +136,85 @@ def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(piece)) if piece.isdecimal() else (1, piece) for piece in re.split(r"(\d+)", name) if piece]
 
 
+def ranges(names: Iterable[str]) -> list[str]:
+    """Shorten names that count on from one another: ``layers.0``, ``layers.1`` become ``layers.0-1``."""
+    found: list[tuple[str, int | None, int | None]] = []
+    for name in names:
+        head, _, last = name.rpartition(".")
+        number = int(last) if last.isdecimal() else None
+        if found and number is not None and found[-1][0] == head and found[-1][2] == number - 1:
+            found[-1] = (head, found[-1][1], number)
+        else:
+            found.append((head if number is not None else name, number, number))
+    return [
+        head if first is None else f"{head}.{first}" if first == last_ else f"{head}.{first}-{last_}"
+        for head, first, last_ in found
+    ]
+
+
 # The optimizer's parameters ----------------------------------------------------------------------------------
 
 
 def parameter_names(optimizer: Mapping[Any, Value], weights: Mapping[str, TensorRef]) -> dict[str, str]:
-    """Return the weight that each parameter index of an optimizer's state stands for, where the shapes prove it.
+    """Return the weight that each parameter index of an optimizer's state stands for; names are stored nowhere.
 
-    An index is named when the weights of its shape are of one kind, one in each layer, and as many as the parameters
-    of that shape: both are in the order of the layers.  Names are stored nowhere; keys that are names stay as they are.
+    The weights in the order of a decoder's modules, tables first and vectors after them as the Trainer groups them,
+    are those parameters when all their shapes agree.  Where they do not, an index is named when the weights of its
+    shape are of one kind, one in each layer, and as many as the parameters of that shape.
     """
     entries = as_mapping(optimizer.get("state")) or {}
-    shapes: dict[tuple[int, ...], list[str]] = {}
+    shaped: list[tuple[str, tuple[int, ...]]] = []
     for key in _order(optimizer, entries):
         entry = as_mapping(entries.get(key)) or {}
         shape = next((v.shape for v in entry.values() if isinstance(v, TensorRef) and v.shape), None)
         if shape is not None and isinstance(key, int):
-            shapes.setdefault(shape, []).append(str(key))
+            shaped.append((str(key), shape))
+    ordered = _module_order(weights)
+    if [shape for _, shape in shaped] == [weights[name].shape for name in ordered]:
+        return dict(zip((key for key, _ in shaped), ordered, strict=True))
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for key, shape in shaped:
+        shapes.setdefault(shape, []).append(key)
     found: dict[str, str] = {}
     for shape, keys in shapes.items():
         names = [name for name, ref in weights.items() if ref.shape == shape]
         if len(names) == len(keys) and len({(kind(name), _NUMBER.sub("*", name)) for name in names}) == 1:
             found.update(zip(keys, sorted(names, key=natural), strict=True))
     return found
+
+
+_MODULES = (
+    "embed_tokens",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "model.norm",
+    "lm_head",
+)
+"""The modules of Llama and its many relatives, in the order in which the model defines them."""
+
+
+def _module_order(weights: Mapping[str, TensorRef]) -> list[str]:
+    """Return weights in the order in which a Trainer's optimizer has them; nothing for an unknown architecture."""
+    keyed = []
+    for name, ref in weights.items():
+        rank = next((rank for rank, module in enumerate(_MODULES) if f"{module}." in name), None)
+        if rank is None:
+            return []
+        number = _NUMBER.search(name)
+        place = 0 if rank == 0 else 2 if number is None else 1
+        depth = int(number[0]) if number and place == 1 else 0
+        adapter = "lora_" in name
+        keyed.append((len(ref.shape) < 2 and not adapter, place, depth, rank, name.endswith(".bias"), name))
+    return [each[-1] for each in sorted(keyed)]
 
 
 def _order(optimizer: Mapping[Any, Value], entries: Mapping[Any, Value]) -> list[Value]:

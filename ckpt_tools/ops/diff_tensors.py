@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from ckpt_tools.numerics.distance import Distance
 
-JOBS = 4
+SMALL = 1 << 26
+"""Below so many bytes two threads do, and nobody asks numpy's neighbours for the number of processors."""
+
 PIECE = 1 << 24
 """Bytes of one side that one thread takes at a time; a large tensor is shared between threads."""
 
@@ -35,8 +37,10 @@ UNDECODED = "values of this type are not decoded"
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """Two tensors of one name.  After a comparison ``distance`` is None where all bytes are equal, or ``why`` says why
-    there is none; ``note`` goes with the result.
+    """Two tensors of one name.
+
+    After a comparison ``distance`` is None where all bytes are equal, or ``why`` says why there is none; ``note`` goes
+    with the result.  ``sealed`` says whether the digests of both are equal, None where they are not known.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Pair:
     note: str = ""
     why: str = ""
     broken: bool = False
+    sealed: bool | None = None
     _equal: list[_Piece] = field(default_factory=list)
 
 
@@ -85,13 +90,14 @@ class Files:
 
 
 def compare(
-    pairs: Iterable[Pair], listings: tuple[Listing, Listing], *, jobs: int = JOBS, progress: Progress = SILENT
+    pairs: Iterable[Pair], listings: tuple[Listing, Listing], *, jobs: int | None = None, progress: Progress = SILENT
 ) -> None:
     """Fill in what became of every pair; files that cannot be read are told in ``why``, never raised."""
     pieces = [piece for pair in pairs for piece in _pieces(pair)]
     with ExitStack() as stack:
         work = _Work(Files(listings[0], stack), Files(listings[1], stack))
         total = sum(piece.cost for piece in pieces)
+        jobs = jobs or _workers(total)
         task = stack.enter_context(progress.task("comparing", total, "B"))
         _run(pieces, work, jobs, task.advance)
         # Equal runs of tensors that differ elsewhere: their lengths are part of the relative change.
@@ -103,8 +109,18 @@ def compare(
         _run(rest, work, jobs, lambda amount: None)
 
 
+def _workers(total: int) -> int:
+    if total < SMALL:
+        return 2
+    from ckpt_tools.numerics.streaming import processors
+
+    return processors()
+
+
 def _pieces(pair: Pair) -> Iterator[_Piece]:
     left, right = pair.left, pair.right
+    if pair.sealed:
+        return
     if left.shape != right.shape:
         yield from _resized(pair)
         return

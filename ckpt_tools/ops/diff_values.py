@@ -20,7 +20,8 @@ MOST_CHANGES = 1000
 ALIGNED = 1000
 """The most values inside two lists of unlike length that deepdiff aligns; of larger ones the lengths are told."""
 
-Number = Callable[[TensorRef], float | int | bool | None]
+Number = Callable[[TensorRef], float | int | bool | str | None]
+"""Says what stands for a tensor: its one number, a fingerprint of its bytes, or None for dtype and shape alone."""
 
 
 class TooMuchError(Exception):
@@ -47,7 +48,7 @@ def plain(value: Value, number: Number, left: list[int] | None = None) -> Any:
     if isinstance(value, Pairs):
         return [[plain(key, number, left), plain(child, number, left)] for key, child in value.pairs]
     if isinstance(value, TensorRef):
-        single = number(value) if value.numel == 1 else None
+        single = number(value)
         return f"{value.dtype}{list(value.shape)}" if single is None else single
     if isinstance(value, Opaque):
         return _object(value, number, left)
@@ -118,7 +119,7 @@ def _close(left: float, right: float) -> bool:
 
 def changes(left: Any, right: Any, at: str = "") -> list[Change]:
     """Return what differs between two plain values, by key path, at most ``MOST_CHANGES``."""
-    found = []
+    found: list[Change] = []
     for change in _changes(left, right, at):
         if len(found) == MOST_CHANGES:
             break
@@ -175,7 +176,7 @@ def _size(value: Any, most: int) -> int:
 
 
 def _aligned(left: list[Any], right: list[Any], at: str) -> Iterator[Change]:
-    """Yield the differences of two lists of unlike length, entries that stand in both recognised in their new places."""
+    """Yield the differences of two lists of unlike length, those in both found in their new places."""
     from deepdiff import DeepDiff
 
     found = DeepDiff(left, right, view="tree", ignore_order=True, report_repetition=True)

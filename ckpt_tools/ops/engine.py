@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Run
 from ckpt_tools.model.findings import HARMLESS, Finding, Purpose, Severity, Skipped, Verdict
+from ckpt_tools.model.summaries import DataSummary
+from ckpt_tools.reports.units import count
 from ckpt_tools.rules import CATALOGUE
 from ckpt_tools.rules.base import Context, Hit, Rule, Settings
 
+NO_CHECKSUM = "a changed value that stays plausible is seen only against a manifest"
 NOT_READ = "tensor bytes were not read (structure only)"
 ELSEWHERE = "the {} files inside are not read by this version"
 
@@ -39,9 +41,9 @@ def check(
     context = Context(run, settings, view)
     findings: list[Finding] = []
     for rule in CATALOGUE:
-        if rule.subject is not Run and selection.wants(rule):
+        if rule.subject is not Run and selection.wants(rule) and (rule.depth != "deep" or view.data is not None):
             findings += _apply(rule, checkpoint, context)
-    findings += _crashes(context, checkpoint.path)
+    findings += _crashes(context, checkpoint.place)
     return _settle(findings)
 
 
@@ -55,16 +57,16 @@ def check_run(
     context = Context(run, settings, first, views)
     findings: list[Finding] = []
     for rule in CATALOGUE:
-        if rule.subject is Run and selection.wants(rule):
-            findings += [_finding(rule, hit, ".") for hit in _guarded(rule, run, context)]
-    return findings + _crashes(context, ".")
+        if rule.subject is Run and selection.wants(rule) and (rule.depth != "deep" or first.data is not None):
+            findings += [_finding(rule, hit, hit.path or ".") for hit in _guarded(rule, run, context)]
+    return findings + _crashes(context, lambda path: path or ".")
 
 
 def _apply(rule: Rule, checkpoint: Checkpoint, context: Context) -> Iterator[Finding]:
     subjects: Iterable[object] = (checkpoint,) if rule.subject is Checkpoint else _opened(checkpoint)
     for subject in subjects:
         for hit in _guarded(rule, subject, context):
-            yield _finding(rule, hit, checkpoint.path)
+            yield _finding(rule, hit, checkpoint.place(hit.path))
 
 
 def _opened(checkpoint: Checkpoint) -> Iterator[object]:
@@ -84,19 +86,18 @@ def _guarded(rule: Rule, subject: object, context: Context) -> list[Hit]:
         return []
 
 
-def _crashes(context: Context, base: str) -> list[Finding]:
+def _crashes(context: Context, place: Callable[[str], str]) -> list[Finding]:
     """Return a finding for every rule and every reader of ours that failed."""
     rule = next(rule for rule in CATALOGUE if rule.name == "rule-crashed")
     unread = [Hit(f"reading it failed: {_told(error)}", path) for path, error in context.view.crashes.items()]
-    return [_finding(rule, hit, base) for hit in (*unread, *context.crashes)]
+    return [_finding(rule, hit, place(hit.path)) for hit in (*unread, *context.crashes)]
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _finding(rule: Rule, hit: Hit, base: str) -> Finding:
-    path = posixpath.normpath(posixpath.join(base, hit.path)) if hit.path else base
+def _finding(rule: Rule, hit: Hit, path: str) -> Finding:
     impact = hit.impact if hit.impact is not None else rule.impact
     return Finding(
         rule.code,
@@ -146,7 +147,46 @@ def verdicts(findings: Iterable[Finding]) -> tuple[dict[Purpose, Verdict], dict[
 
 def skipped(view: View) -> tuple[Skipped, ...]:
     """Return what no rule looked at in this checkpoint, with the reason."""
-    left_out = [Skipped("CK4", NOT_READ)]
+    left_out = [Skipped("CK4", NOT_READ)] if view.data is None else list(_not_compared(view, view.data))
+    left_out += sealed_skips(view)
     if view.elsewhere:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
     return tuple(left_out)
+
+
+def sealed_skips(view: View) -> Iterator[Skipped]:
+    """Yield what a manifest could not be held against."""
+    seal = view.seal
+    if seal is None or seal.manifest is None:
+        return
+    if seal.changes.unread and view.data is not None:
+        yield Skipped("CK41", f"{count(len(seal.changes.unread), 'sealed file')}, compared by size: not read whole")
+    elif seal.changes.unread:
+        yield Skipped("CK41", f"{count(len(seal.changes.unread), 'sealed file')}, compared by size: needs --deep")
+    if seal.manifest.data and seal.drift is None:
+        yield Skipped("CK418", "the data it was sealed with: `--data PATH` names it")
+
+
+def _not_compared(view: View, data: DataSummary) -> Iterator[Skipped]:
+    """Yield what a deep look could not judge, or left out."""
+    if data.sample:
+        whole = sum(file.size for file in data.files.values())
+        yield Skipped("CK4", f"{data.left_out:,} of {whole:,} bytes, left out by --sample {data.sample}")
+    bare: dict[str, list[str]] = {}
+    compared = frozenset(view.seal.changes.read if view.seal is not None else ())
+    for file in data.files.values():
+        if file.protection in ("none", "off") and file.tensors and file.path not in compared:
+            kind = file.container if file.protection == "none" else "written without them"
+            bare.setdefault(kind, []).append(file.path)
+        if file.unchecked:
+            why = ", ".join(dict.fromkeys(reason for _, reason in file.unchecked))
+            yield Skipped("CK401", f"{count(len(file.unchecked), 'record')} of {file.path}: {why}")
+        reasons = [each.reason for each in file.tensors.values() if not each.checked]
+        for reason in dict.fromkeys(reasons):
+            number = count(reasons.count(reason), "tensor")
+            yield Skipped("CK4", f"{number} of {file.path}: {reason}")
+        if file.unread:
+            yield Skipped("CK4", f"{file.unread:,} bytes of {file.path}: they could not be read")
+    for kind, names in bare.items():
+        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        yield Skipped("CK401", f"checksums of {', '.join(names[:3])}{more}: none inside ({kind}); {NO_CHECKSUM}")

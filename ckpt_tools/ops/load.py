@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import posixpath
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -133,7 +132,7 @@ def _refused(part: Part, checkpoint: Checkpoint, view: View, text: str) -> Findi
         "loader-refused",
         Severity.WARNING if impact.harmless else Severity.ERROR,
         message if unsafe else "its own loader refuses the file",
-        posixpath.normpath(posixpath.join(checkpoint.path, part.path)),
+        checkpoint.place(part.path),
         detail=(f"the loader says: {textwrap.shorten(text, 160, placeholder=' ...')}",),
         help='paste the whole message into `ckpt explain "..."`',
         impact=impact,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isclose, isnan
 from statistics import median
 
@@ -243,7 +244,7 @@ def _equal(left: float | None, right: float | None) -> bool:
 
 def spacing(rows: list[Row], stated: Value) -> int:
     """Return how many steps lie between two entries: by what the trainer states, else by what is there."""
-    differences = [second.step - first.step for first, second in zip(rows, rows[1:], strict=False)]
+    differences = [second.step - first.step for first, second in pairwise(rows)]
     number = whole(stated)
     if number is not None and number > 0 and (not differences or number in differences):
         return number
@@ -261,7 +262,7 @@ class Gap:
 
 def gaps(rows: list[Row], stated: Value) -> list[Gap]:
     """Return where entries are missing: a distance well above those on both sides; a new spacing that stays is none."""
-    differences = [second.step - first.step for first, second in zip(rows, rows[1:], strict=False)]
+    differences = [second.step - first.step for first, second in pairwise(rows)]
     if len(differences) < 2:
         return []
     asked = whole(stated)

@@ -5,23 +5,33 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ckpt_tools._version import __version__
+from ckpt_tools.core.errors import UsageError
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Skipped, Verdict
-from ckpt_tools.ops import engine
+from ckpt_tools.ops import engine, sealed
 from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.verify import CheckpointReport, VerifyReport
 from ckpt_tools.rules.base import Settings
+
+if TYPE_CHECKING:
+    from ckpt_tools.ops.deep_look import Looker
 
 
 def verify(
     path: str,
     *,
     load: bool = False,
+    deep: bool = False,
+    sample: str | None = None,
+    jobs: int | None = None,
+    against: str | None = None,
+    data: tuple[str, ...] = (),
     world_size: int | None = None,
     select: tuple[str, ...] = (),
     ignore: tuple[str, ...] = (),
@@ -35,6 +45,11 @@ def verify(
     Args:
         path: a run, a checkpoint directory, or a file.
         load: also load every file with its own library, in a child process.
+        deep: also read every byte: checksums, NaN and Inf, lost pages.
+        sample: the share of the bytes that a deep look reads: a percentage (``5%``) or a part (``1/7``).
+        jobs: threads that read; as many as processors when None.
+        against: a manifest to compare with instead of the checkpoint's own; ``path`` must be one checkpoint.
+        data: training data to compare with what was sealed.
         world_size: the number of ranks that a resume is planned for.
         select: codes or prefixes of codes to report; empty for all.
         ignore: codes or prefixes of codes to leave out.
@@ -45,27 +60,45 @@ def verify(
 
     Raises:
         NothingFoundError: no such path, or no checkpoint there.
+        UsageError: a sample that cannot be understood, or one without ``deep``.
     """
     started = time.perf_counter()
+    if sample is not None and not deep:
+        raise UsageError("--sample is the share that --deep reads; give both")
     run = open_run(path)
+    if against is not None:
+        sealed.one_checkpoint(run, against)
     now = time.time_ns() if now_ns is None else now_ns
     settings = Settings(now, int(settle * 1e9), allow_in_progress, world_size)
     selection = engine.Selection(select, ignore)
     views = {checkpoint.path: View(checkpoint) for checkpoint in run.checkpoints}
+    looker = _looker(sample, now, jobs) if deep else None
+    depth = "+".join(name for name, used in (("deep", deep), ("load", load)) if used) or "structure"
     reports: list[CheckpointReport] = []
     with ExitStack() as stack:
         loader = stack.enter_context(loading.Loader()) if load else None
-        task = stack.enter_context(progress.task("checking", len(run.checkpoints), "checkpoint"))
+        if looker is not None:
+            task = stack.enter_context(progress.task("reading", looker.size(views.values()), "B"))
+        else:
+            task = stack.enter_context(progress.task("checking", len(run.checkpoints), "checkpoint"))
         for checkpoint in run.checkpoints:
             view = views[checkpoint.path]
+            sealed.attach(run, view, against)
+            if looker is not None:
+                looker.look(view, task)
+            sealed.hold(view, data or None)
             found = engine.check(run, checkpoint, view, settings, selection)
             left_out = list(engine.skipped(view))
             if loader is not None:
                 found, not_loaded = loading.proven(found, checkpoint, view, selection, loader)
                 left_out += not_loaded
-            reports.append(_report(checkpoint, view, found, left_out, "load" if load else "structure"))
+            reports.append(_report(checkpoint, view, found, left_out, depth))
             view.release()
-            task.advance(1)
+            view.seal = None
+            if looker is not None:
+                looker.slim(view)
+            else:
+                task.advance(1)
     reports = _with_way_out(run, reports)
     unreadable = tuple(
         f"{view.checkpoint.path}/{name}" for view in views.values() for name in (*view.errors, *view.listing.errors)
@@ -84,6 +117,12 @@ def verify(
         run.single,
         unreadable,
     )
+
+
+def _looker(sample: str | None, now_ns: int, jobs: int | None) -> Looker:
+    from ckpt_tools.ops.deep_look import Looker
+
+    return Looker(sample, now_ns, jobs)
 
 
 def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointReport]:

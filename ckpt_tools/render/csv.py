@@ -15,7 +15,7 @@ def render(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[st
     """Yield one line per row; None is an empty cell, and numbers are written as Python reads them back."""
     writer = csv.writer(_Line(), lineterminator="")
     for row in (columns, *rows):
-        line: str = writer.writerow([_cell(value) for value in row])  # type: ignore[assignment]
+        line: str = writer.writerow([_cell(value) for value in row])
         yield line
 
 

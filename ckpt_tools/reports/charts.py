@@ -42,7 +42,9 @@ class Chart:
 class Pictured(Report, Protocol):
     """A report with pictures."""
 
-    title: str
+    @property
+    def title(self) -> str:
+        """Return what the report is about."""
 
     def pictures(self) -> Sequence[HeatMap | Chart]:
         """Return what is drawn, in reading order."""

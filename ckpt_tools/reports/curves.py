@@ -87,3 +87,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     first = -int(-low // step) if low >= 0 else -(int(-low / step))
     found = [round(number * step, 12) if step > 1e-6 else number * step for number in range(first, first + about + 3)]
     return [value for value in found if low <= value <= high]
+
+
+def share(value: float, low: float, high: float) -> float:
+    """Return where ``value`` lies between two bounds, from 0 to 1; 0.5 where there is nothing between them."""
+    span = high - low
+    if not isfinite(span):
+        value, low, span = value / 4, low / 4, high / 4 - low / 4
+    return min(1.0, max(0.0, (value - low) / span)) if span > 0 else 0.5

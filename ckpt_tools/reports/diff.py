@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.model.tensors import TensorRef
@@ -154,7 +154,6 @@ class DiffReport:
     charts: tuple[Chart, ...] = ()
     by: str | None = None
     top: int | None = None
-    options: tuple[tuple[str, str], ...] = field(default=())
 
     @property
     def title(self) -> str:
@@ -169,6 +168,10 @@ class DiffReport:
     @property
     def exit_code(self) -> int:
         return 3 if self.trouble else 0 if self.equal else 1
+
+    def listing(self, top: int) -> DiffReport:
+        """Return the same report with tables of up to ``top`` rows."""
+        return replace(self, top=top)
 
     def blocks(self) -> Sequence[Block]:
         return diff_text.blocks(self)

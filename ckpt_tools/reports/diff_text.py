@@ -114,7 +114,7 @@ def _tables(found: Tensors, report: DiffReport) -> Iterator[Block]:
 
 
 def _rows(found: Tensors, most: int) -> Table:
-    rows = [_row(row) for row in found.rows[:most]]
+    rows: list[tuple[str, ...]] = [_row(row) for row in found.rows[:most]]
     more = len(found.rows) - len(rows)
     if more > 0:
         rows.append((f"... and {more:,} more", *[""] * (len(rows[0]) - 1)))
@@ -164,7 +164,9 @@ def percent(share: float) -> str:
 
 def _groups(found: Tensors, report: DiffReport) -> Table:
     groups = found.groups[: report.top]
-    rows = [(group.name, f"{group.changed:,} of {group.total:,}", *numbers(group.distance)) for group in groups]
+    rows: list[tuple[str, ...]] = [
+        (group.name, f"{group.changed:,} of {group.total:,}", *numbers(group.distance)) for group in groups
+    ]
     if len(found.groups) > len(groups):
         rows.append((f"... and {len(found.groups) - len(groups):,} more", *[""] * 5))
     return Table(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ckpt_tools.reports.base import Block, Table, Text
+from ckpt_tools.reports.base import Block, Fields, Table, Text
 from ckpt_tools.reports.curves import Figure, Mark, Panel, series
 from ckpt_tools.reports.units import count, first_names
 
@@ -147,8 +148,7 @@ class HistoryReport:
             found.append(self._table())
         for seam in self.seams:
             found.append(Text((_seam_line(seam),), "plain" if seam.continuous else "bad"))
-            rows = tuple((f"  {sign.name}", _WORDS[sign.state], sign.text) for sign in seam.signs)
-            found.append(Table(("  sign", "", "before and after"), rows))
+            found.append(Fields(tuple((f"  {sign.name}", f"{_WORDS[sign.state]}{sign.text}") for sign in seam.signs)))
         if self.notes:
             loud = [note for note in self.notes if note.breaks]
             quiet = [note for note in self.notes if not note.breaks]
@@ -157,6 +157,14 @@ class HistoryReport:
             found.append(Text((*lines[:SHOWN_NOTES], *more), "bad" if loud else "plain"))
         found.append(Text((self._verdict(),), "good" if self.continuous else "bad"))
         return found
+
+    def brief(self) -> Iterator[str]:
+        """Yield one line for every sign of a break, and nothing where all is continuous."""
+        for seam in self.seams:
+            for sign in seam.signs:
+                if sign.state is State.BROKEN:
+                    yield f"after step {seam.step:,}: {sign.name} {sign.text}"
+        yield from (note.message for note in self.notes if note.breaks)
 
     def _head(self) -> Iterator[str]:
         steps = [row.step for row in self.rows]
@@ -171,7 +179,8 @@ class HistoryReport:
         names.sort(key=lambda name: name != "eval_loss")
         names = names[:SHOWN_METRICS]
         shown: list[tuple[str, ...]] = []
-        chosen = self._chosen()
+        places = self._seam_places()
+        chosen = self._chosen(places)
         last = -1
         for place in chosen:
             row = self.rows[place]
@@ -179,36 +188,27 @@ class HistoryReport:
                 shown.append(("...", *[""] * (3 + len(names)), ""))
             last = place
             numbers = [_number(row.loss), _number(row.rate), *(_number(row.values.get(name)) for name in names)]
-            shown.append((f"{row.step:,}", _number(row.epoch), *numbers, self._mark(place)))
+            shown.append((f"{row.step:,}", _number(row.epoch), *numbers, _mark(places.get(place))))
         left = len(self.rows) - len(chosen)
         title = f"{len(chosen):,} of {len(self.rows):,} rows; --all shows all" if left else ""
         columns = ("step", "epoch", "loss", "learning rate", *names, "")
         return Table(columns, tuple(shown), frozenset(range(4 + len(names))), title)
 
-    def _chosen(self) -> list[int]:
+    def _chosen(self, places: Mapping[int, Seam]) -> list[int]:
         """Return the places of the rows to show: evenly spread, and those around every seam."""
         size = len(self.rows)
         if self.every_row or size <= SHOWN_ROWS:
             return list(range(size))
-        near = [place + offset for place in self._seam_places() for offset in (-2, -1, 0, 1)][:SHOWN_ROWS]
+        near = [place + offset for place in places for offset in (-2, -1, 0, 1)][:SHOWN_ROWS]
         room = max(6, SHOWN_ROWS - len(near))
         even = [round(number * (size - 1) / (room - 1)) for number in range(room)]
         return sorted({place for place in (*near, *even) if 0 <= place < size})
 
     def _seam_places(self) -> dict[int, Seam]:
         """Return the place of the first row after every seam."""
-        found: dict[int, Seam] = {}
-        for seam in self.seams:
-            place = next((number for number, row in enumerate(self.rows) if row.step > seam.step), None)
-            if place is not None:
-                found[place] = seam
-        return found
-
-    def _mark(self, place: int) -> str:
-        seam = self._seam_places().get(place)
-        if seam is None:
-            return ""
-        return ("resumed" if seam.resumed else "a seam") + ("" if seam.continuous else ", broken")
+        steps = [row.step for row in self.rows]
+        places = ((bisect_right(steps, seam.step), seam) for seam in self.seams)
+        return {place: seam for place, seam in places if place < len(steps)}
 
     def _verdict(self) -> str:
         resumes = sum(seam.resumed for seam in self.seams)
@@ -302,7 +302,7 @@ class HistoryReport:
         }
 
 
-_WORDS = {State.CONTINUOUS: "continuous", State.BROKEN: "BROKEN", State.UNKNOWN: "not known"}
+_WORDS = {State.CONTINUOUS: "", State.BROKEN: "BROKEN: ", State.UNKNOWN: "not known: "}
 
 
 def _seam_line(seam: Seam) -> str:
@@ -310,6 +310,12 @@ def _seam_line(seam: Seam) -> str:
     where = f" ({seam.checkpoint})" if seam.checkpoint else ""
     why = f": {'; '.join(seam.evidence[:4])}" if seam.evidence else ""
     return f"{what} after step {seam.step:,}{where}{why}"
+
+
+def _mark(seam: Seam | None) -> str:
+    if seam is None:
+        return ""
+    return ("resumed" if seam.resumed else "a seam") + ("" if seam.continuous else ", broken")
 
 
 def _number(value: float | None) -> str:

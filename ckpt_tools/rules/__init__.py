@@ -5,7 +5,9 @@ from __future__ import annotations
 from ckpt_tools.rules import (
     adapters,
     bytes,
+    data,
     index,
+    manifest,
     model_tensors,
     moments,
     optimizer,
@@ -38,6 +40,8 @@ CATALOGUE: tuple[Rule, ...] = tuple(
             *index.RULES,
             *model_tensors.RULES,
             *adapters.RULES,
+            *data.RULES,
+            *manifest.RULES,
             *steps.RULES,
             *moments.RULES,
             *optimizer.RULES,

@@ -62,6 +62,11 @@ def _sides(tensors: Mapping[str, TensorRef]) -> dict[tuple[str, bool], dict[str,
     return pairs
 
 
+def _bare(name: str) -> str:
+    """Return a tensor's name without PEFT's prefix or a wrapper's, which CK322 tells of."""
+    return _WRAPPED.sub(".", name).removeprefix(PREFIX)
+
+
 def _whole_number(value: Value) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
@@ -160,7 +165,7 @@ def adapter_pair_missing(part: Part, context: Context) -> Iterator[Hit]:
         return
     sides: dict[tuple[str, bool], set[str]] = {}
     for name in _tensors(part, context):
-        match = _LORA.match(name)
+        match = _LORA.match(_bare(name))
         if match is not None:
             sides.setdefault((match["module"], match["kind"] is not None), set()).add(match["side"])
     alone = [f"{module}.lora_{next(iter(found))}" for (module, _), found in sides.items() if len(found) == 1]

@@ -114,10 +114,13 @@ def wrong_format(part: Part, context: Context) -> Iterator[Hit]:
     if content.container in ("text", "jsonl") and set(part.containers) & {"text", "json", "jsonl"}:
         return
     expected = " or ".join(dict.fromkeys(KINDS[kind] for kind in part.containers))
+    impact = context.damaged(part)
     yield Hit(
         f"this is {KINDS[content.container]}, under the name of another format",
         part.path,
         detail=(f"loaders read {expected} under this name",),
+        severity=Severity.WARNING if impact.harmless else None,
+        impact=impact,
     )
 
 

@@ -70,8 +70,9 @@ def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterat
     **How to repair.** If this is a copy, copy the file again. Otherwise fall back to an older checkpoint
     (`ckpt latest RUN`); only the tensors that are named are affected.
 
-    **Known exceptions.** Archives written without checksums (`set_crc32_options(False)`: all are 0, or every record differs,
-    even those that are always the same) are unprotected, not damaged: CK409. Compressed records are not compared.
+    **Known exceptions.** Archives written without checksums (`set_crc32_options(False)`: all are 0, or every record
+    differs, even those that are always the same) are unprotected, not damaged: CK409. Compressed records are not
+    compared.
     """
     for file, part in _files(context):
         wrong = [record for record in file.records if not record.fits]
@@ -153,9 +154,7 @@ def _learnt(summary: TensorSummary, part: Part, view: View) -> bool:
     return any(summary.ref is ref for held in (view.weights, view.optimizer_tensors) for ref in held.values())
 
 
-def _not_finite(
-    file: FileSummary, names: list[str], bad: dict[str, TensorSummary], impact: Impact, heavy: bool
-) -> Hit:
+def _not_finite(file: FileSummary, names: list[str], bad: dict[str, TensorSummary], impact: Impact, heavy: bool) -> Hit:
     nan, inf = sum(bad[name].nan for name in names), sum(bad[name].inf for name in names)
     counts = " and ".join(text for count, text in ((nan, f"{nan:,} NaN"), (inf, f"{inf:,} Inf")) if count)
     first = names[0]
@@ -164,7 +163,9 @@ def _not_finite(
     for name in names[:_SHOWN]:
         each = bad[name]
         kinds = ", ".join(text for n, text in ((each.nan, f"{each.nan:,} NaN"), (each.inf, f"{each.inf:,} Inf")) if n)
-        lines.append(f"{_spot(name, each.first_bad, each)} is the first; {kinds} of {each.ref.numel:,} {each.ref.dtype}")
+        lines.append(
+            f"{_spot(name, each.first_bad, each)} is the first; {kinds} of {each.ref.numel:,} {each.ref.dtype}"
+        )
     if len(names) > _SHOWN:
         lines.append(f"... and {len(names) - _SHOWN:,} more tensors")
     severity = None if heavy and not impact.harmless else Severity.WARNING if heavy else Severity.NOTE
@@ -173,15 +174,17 @@ def _not_finite(
 
 @rule("CK403", "lost-pages", Severity.ERROR, Checkpoint, impact=None, depth="deep")
 def lost_pages(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """Zeros fill whole pages of a file that has no checksums, or run to its end, where no tensor or row ends (`--deep`).
+    """Zeros fill whole pages of a file that has no checksums, or run to its end, where no tensor or row ends
+    (`--deep`).
 
     **Why it matters.** After a crash a file can have its full length, a perfect header, and zeros where the data never
     reached the disk. Every loader takes it.
 
     **How to repair.** If this is a copy, copy the file again; otherwise fall back to an older checkpoint.
 
-    **Known exceptions.** Zeros that begin and end with a row or a tensor (rows never seen, `lora_B` at the start, biases, fresh moments).
-    Records whose checksum fits were written with their zeros. A run that is not cut at pages is a warning.
+    **Known exceptions.** Zeros that begin and end with a row or a tensor (rows never seen, `lora_B` at the start,
+    biases, fresh moments). Records whose checksum fits were written with their zeros. A run that is not cut at pages
+    is a warning.
     """
     for file, part in _files(context):
         impact = _hurt(part, context)
@@ -217,13 +220,13 @@ def _zeros_detail(run: ZeroRun, file: FileSummary) -> Iterator[str]:
 def adapter_untrained(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """Every `lora_B` is zero, so the adapter changes nothing (`--deep`).
 
-    **Why it matters.** LoRA starts with `lora_B` at zero and moves it at the first step. Zeros after that mean that nothing
-    was trained: frozen by mistake, an optimizer without these parameters, or a save of the wrong object.
+    **Why it matters.** LoRA starts with `lora_B` at zero and moves it at the first step. Zeros after that mean that
+    nothing was trained: frozen by mistake, an optimizer without these parameters, or a save of the wrong object.
 
     **How to repair.** Look whether the loss fell; check which parameters require gradients.
 
-    **Known exceptions.** Steps 0 and 1, where a warm-up has a rate of 0. An adapter whose step is not known, and one of several
-    in a checkpoint of which another was trained, are notes.
+    **Known exceptions.** Steps 0 and 1, where a warm-up has a rate of 0. An adapter whose step is not known, and one
+    of several in a checkpoint of which another was trained, are notes.
     """
     found: list[tuple[FileSummary, list[TensorSummary]]] = []
     for file, part in _files(context):
@@ -254,8 +257,8 @@ def adapter_untrained(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
 def negative_second_moments(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A mean of squares of the optimizer (`exp_avg_sq`, `square_avg`) has elements below zero (`--deep`).
 
-    **Why it matters.** It is impossible in a state that was written whole: the bytes changed. The square root of such an element is
-    NaN at the next step, and so is its parameter.
+    **Why it matters.** It is impossible in a state that was written whole: the bytes changed. The square root of
+    such an element is NaN at the next step, and so is its parameter.
 
     **How to repair.** Fall back to an older checkpoint, or copy the file again.
 
@@ -279,12 +282,13 @@ def negative_second_moments(checkpoint: Checkpoint, context: Context) -> Iterato
 def magnitude_outlier(run: Run, context: Context) -> Iterator[Hit]:
     """A tensor has an element of a size that the same tensor of the checkpoint beside it is far from (`--deep`).
 
-    **Why it matters.** A flipped bit in an exponent turns 0.01 into 1e36. Nothing else shows it in a file without checksums.
+    **Why it matters.** A flipped bit in an exponent turns 0.01 into 1e36. Nothing else shows it in a file without
+    checksums.
 
     **How to repair.** Compare with the checkpoint before; if only single elements differ so, the bytes changed.
 
-    **Known exceptions.** Told above 1,000 and above 10,000 times the neighbour's largest magnitude only, for weights, adapters and
-    optimizers, where the neighbour's is above zero. A training that diverged looks alike.
+    **Known exceptions.** Told above 1,000 and above 10,000 times the neighbour's largest magnitude only, for
+    weights, adapters and optimizers, where the neighbour's is above zero. A training that diverged looks alike.
     """
     views = [context.views[each.path] for each in run.checkpoints if context.views[each.path].data is not None]
     for position, view in enumerate(views):
@@ -310,7 +314,7 @@ def _outliers(file: FileSummary, beside: list[DataSummary | None]) -> Iterator[t
         for data in beside:
             same = data.files.get(file.path) if data is not None else None
             other = same.tensors.get(name) if same is not None else None
-            if other is None or not other.largest or other.ref.shape != each.ref.shape:
+            if other is None or not other.largest:
                 continue
             if each.largest > RATIO * other.largest:
                 yield name, each.largest, other.largest
@@ -345,8 +349,8 @@ def bool_bytes(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 def no_checksums(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A torch file was written without checksums, so a changed byte cannot be seen in it (`--deep`).
 
-    **Why it matters.** Nothing is wrong with it. `torch.serialization.set_crc32_options(False)` makes saving faster and leaves
-    the file unprotected; zip tools call such a file damaged, which it is not.
+    **Why it matters.** Nothing is wrong with it. `torch.serialization.set_crc32_options(False)` makes saving faster
+    and leaves the file unprotected; zip tools call such a file damaged, which it is not.
 
     **How to repair.** Nothing needs to be done. A manifest protects it from now on.
     """

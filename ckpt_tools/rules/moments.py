@@ -63,7 +63,10 @@ def _trained(view: View) -> dict[str, TensorRef] | None:
             return None
         own = tuple(f"{key}." for key in plain.OPTIMIZER_KEYS) if part.role is Role.COMBINED else ()
         found |= {f"{part.path}:{name}": ref for name, ref in content.tensors.items() if not name.startswith(own)}
-    return None if not found or any(".experts." in name for name in found) else found
+    if not found or any(".experts." in name for name in found):
+        return None
+    empty = sum(ref.numel == 0 for ref in found.values())  # placeholders, which CK312 tells
+    return None if empty and (2 * empty > len(found) or checkpoint.has(Role.ADAPTER)) else found
 
 
 def _unmatched(optimizer: OptimizerState, trained: Mapping[str, TensorRef]) -> tuple[Counter[Shape], bool]:

@@ -40,6 +40,7 @@ CASES = [
     (["verify", "--select", "CK2", RUN], HEAVY),
     (["info", RUN], HEAVY),
     (["info", "--tensors", f"{RUN}/checkpoint-2/optimizer.pt"], HEAVY),
+    (["history", RUN], HEAVY | {"matplotlib"}),
     (["explain", "CK203"], HEAVY),
 ]
 

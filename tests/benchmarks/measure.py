@@ -86,6 +86,9 @@ def tell(title: str, results: dict[str, Measured], goals: Sequence[str] = ()) ->
     for name, got in results.items():
         ratio = last.wall / got.wall
         compared = f"{ratio:7.2f} x as fast" if got is not last else ""
-        print(f"  {name:<48}{got.wall * 1000:10.1f} ms wall {got.processor * 1000:10.1f} ms cpu {got.memory:8.1f} MiB  {compared}")
+        print(
+            f"  {name:<48}{got.wall * 1000:10.1f} ms wall {got.processor * 1000:10.1f} ms cpu"
+            f" {got.memory:8.1f} MiB  {compared}"
+        )
     for goal in goals:
         print(f"  goal: {goal}")

@@ -24,7 +24,11 @@ def build(directory: Path) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         for number in range(PER_SHARD):
             tensor = f"model.layers.{(shard - 1) * PER_SHARD + number}.weight"
-            header[tensor] = {"dtype": "BF16", "shape": [SIDE, SIDE], "data_offsets": [number * size, (number + 1) * size]}
+            header[tensor] = {
+                "dtype": "BF16",
+                "shape": [SIDE, SIDE],
+                "data_offsets": [number * size, (number + 1) * size],
+            }
             weight_map[tensor] = name
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)

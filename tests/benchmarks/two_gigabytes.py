@@ -49,7 +49,12 @@ if __name__ == "__main__":
         results = interleaved(
             {
                 "ckpt verify CHECKPOINT": (*CKPT, "verify", "--settle", "0", str(place)),
-                "torch.load(optimizer, mmap, weights_only)": (sys.executable, "-c", listed, str(place / "optimizer.pt")),
+                "torch.load(optimizer, mmap, weights_only)": (
+                    sys.executable,
+                    "-c",
+                    listed,
+                    str(place / "optimizer.pt"),
+                ),
             },
             runs(5),
             (0, 1),

@@ -30,7 +30,10 @@ class Case:
 
     def told(self) -> str:
         """Return everything that is needed to look into this case."""
-        found = "".join(f"\n      {each.severity.label}[{each.code}] {each.message}; {'; '.join(each.detail)[:200]}" for each in self.findings)
+        found = "".join(
+            f"\n      {each.severity.label}[{each.code}] {each.message}; {'; '.join(each.detail)[:200]}"
+            for each in self.findings
+        )
         return (
             f"{self.outcome}: {self.subject.path} ({self.damage.kind}: {self.damage.what})\n"
             f"   loader: {self.refusal or 'took it'}\n"
@@ -64,9 +67,13 @@ def judge(subject: Subject, seed: int, damage: Damage, directory: Path) -> Case:
     bad = [finding for finding in findings if finding.severity >= Severity.ERROR]
     if any(finding.name == "rule-crashed" for finding in findings):
         return Case(subject, seed, damage, refusal, findings, "CRASHED")
+    if refusal is not None and bad:
+        return Case(subject, seed, damage, refusal, findings, "both refuse")
     if refusal is not None:
-        return Case(subject, seed, damage, refusal, findings, "both refuse" if bad else "MISSED")
-    rows = [accepted.row_of(damage, finding) for finding in bad]
+        row = accepted.milder(subject, findings, refusal)
+        outcome = "milder by table" if row else "MISSED"
+        return Case(subject, seed, damage, refusal, findings, outcome, frozenset({row} if row else ()))
+    rows = [accepted.stricter(damage, finding) for finding in bad]
     if None in rows:
         return Case(subject, seed, damage, refusal, findings, "FALSE ALARM")
     named = frozenset(row for row in rows if row)

@@ -75,7 +75,9 @@ def _run(draw: random.Random, data: bytes) -> tuple[int, int, Region]:
 
 
 def _truncate(draw: random.Random, data: bytes) -> Made:
-    size = draw.choice((0, 1, 7, 8, draw.randrange(len(data)), draw.randrange(len(data)), len(data) - draw.randint(1, 70)))
+    size = draw.choice(
+        (0, 1, 7, 8, draw.randrange(len(data)), draw.randrange(len(data)), len(data) - draw.randint(1, 70))
+    )
     size = max(0, min(size, len(data) - 1))
     return f"cut from {len(data)} to {size} bytes", data[:size]
 

@@ -146,9 +146,12 @@ def lora(name: str, change: Change) -> Fault:
 
 
 def _moment(shape: tuple[int, ...]) -> Callable[[Any], None]:
-    import torch
+    def edit(value: Any) -> None:
+        import torch
 
-    return lambda value: value["state"][0].update(exp_avg=torch.zeros(shape))
+        value["state"][0]["exp_avg"] = torch.zeros(shape)
+
+    return edit
 
 
 def _unfused(value: Any) -> None:
@@ -259,7 +262,7 @@ def _moved_outside(directory: Path) -> None:
     (directory / FIRST).rename(directory.parent / "outside.safetensors")
     _map_edit(
         lambda names: names.update({name: "../outside.safetensors" for name, file in names.items() if file == FIRST})
-  )(directory)
+    )(directory)
 
 
 def _swapped_shards(directory: Path) -> None:
@@ -325,7 +328,12 @@ FAULTS: tuple[Fault, ...] = (
     full("sidecar", lambda directory: (directory / ".ckpt-tools" / "journal").mkdir(parents=True)),
     full("stray-files", both(holds("notes.txt", b"hello"), holds(".tmpAb12Cd", bytes(4000)))),
     full("weights-linked", _linked),
-    Fault("directory-renamed", FULL, lambda directory: directory.rename(directory.parent / "checkpoint-40"), moved="checkpoint-40"),
+    Fault(
+        "directory-renamed",
+        FULL,
+        lambda directory: directory.rename(directory.parent / "checkpoint-40"),
+        moved="checkpoint-40",
+    ),
     # files that are not there
     full("weights-missing", gone(WEIGHTS)),
     full("optimizer-missing", gone(OPTIMIZER)),
@@ -385,7 +393,10 @@ FAULTS: tuple[Fault, ...] = (
     full("optimizer-web-page", holds(OPTIMIZER, PAGE)),
     full("scheduler-lfs-pointer", holds(SCHEDULER, LFS)),
     full("optimizer-error-text", holds(OPTIMIZER, b'{"error":"Repository not found"}')),
-    full("weights-gzip", lambda directory: (directory / WEIGHTS).write_bytes(gzip.compress((directory / WEIGHTS).read_bytes()))),
+    full(
+        "weights-gzip",
+        lambda directory: (directory / WEIGHTS).write_bytes(gzip.compress((directory / WEIGHTS).read_bytes())),
+    ),
     full("weights-torch-named-safetensors", _torch_named_safetensors),
     full("weights-safetensors-named-bin", _safetensors_named_bin),
     full("weights-as-bin", _as_bin),
@@ -395,7 +406,10 @@ FAULTS: tuple[Fault, ...] = (
     full("optimizer-protocol-4", in_torch(OPTIMIZER, lambda value: None, pickle_protocol=4)),
     full("stray-fsdp-directory", lambda directory: (directory / "pytorch_model_fsdp_0").mkdir()),
     full("stray-optimizer-directory", lambda directory: (directory / "optimizer_0").mkdir()),
-    full("optimizer-missing-beside-its-directory", both(gone(OPTIMIZER), lambda directory: (directory / "optimizer_0").mkdir())),
+    full(
+        "optimizer-missing-beside-its-directory",
+        both(gone(OPTIMIZER), lambda directory: (directory / "optimizer_0").mkdir()),
+    ),
     full("marked-incomplete", holds("checkpoint-is-incomplete.txt", b"")),
     # trainer_state.json
     full("state-a-list", holds(STATE, b"[]")),
@@ -444,7 +458,9 @@ FAULTS: tuple[Fault, ...] = (
     full("keys-orig-mod", in_weights(WEIGHTS, _prefixed("_orig_mod."))),
     full("key-renamed", in_weights(WEIGHTS, _renamed_one)),
     full("head-missing", in_weights(WEIGHTS, without(HEAD))),
-    full("layer-missing", in_weights(WEIGHTS, lambda t: {name: x for name, x in t.items() if ".layers.1." not in name})),
+    full(
+        "layer-missing", in_weights(WEIGHTS, lambda t: {name: x for name, x in t.items() if ".layers.1." not in name})
+    ),
     full("tensor-more", in_weights(WEIGHTS, lambda t: t.update(extra=t[HEAD].clone()))),
     full("no-tensors", in_weights(WEIGHTS, lambda t: {})),
     full("embedding-rows", in_weights(WEIGHTS, _cut_rows(EMBEDDING, 20))),
@@ -462,7 +478,10 @@ FAULTS: tuple[Fault, ...] = (
     sharded("index-without-metadata", in_json(INDEX, without("metadata"))),
     sharded("index-total-wrong", in_json(INDEX, keys(metadata={"total_size": 1}))),
     sharded("index-lacks-tensor", _map_edit(lambda names: names.pop(EMBEDDING))),
-    sharded("index-lacks-shard", _map_edit(lambda names: [names.pop(name) for name, file in list(names.items()) if file == FIRST])),
+    sharded(
+        "index-lacks-shard",
+        _map_edit(lambda names: [names.pop(name) for name, file in list(names.items()) if file == FIRST]),
+    ),
     sharded("index-wrong-shard", _map_edit(lambda names: names.update({EMBEDDING: SECOND}))),
     sharded("index-tensor-nowhere", _map_edit(lambda names: names.update({"model.layers.7.x": FIRST}))),
     sharded("index-file-nowhere", _map_edit(lambda names: names.update({HEAD: "model-00009-of-00009.safetensors"}))),
@@ -471,23 +490,32 @@ FAULTS: tuple[Fault, ...] = (
     sharded("shard-shape", in_weights(FIRST, _cut_rows(EMBEDDING, 7))),
     sharded("shards-swapped", _swapped_shards),
     sharded("shard-renamed", _renamed_shard),
-    sharded("shard-of-another-run", lambda directory: shutil.copy2(directory / FIRST, directory / "model-00005-of-00007.safetensors")),
+    sharded(
+        "shard-of-another-run",
+        lambda directory: shutil.copy2(directory / FIRST, directory / "model-00005-of-00007.safetensors"),
+    ),
     sharded("single-file-beside-stale-index", _merged_beside_index),
     # optimizer.pt
     full("optimizer-group-less", in_torch(OPTIMIZER, _last_group)),
-    full("optimizer-group-more", in_torch(OPTIMIZER, lambda v: v["param_groups"].append(dict(v["param_groups"][0], params=[])))),
+    full(
+        "optimizer-group-more",
+        in_torch(OPTIMIZER, lambda v: v["param_groups"].append(dict(v["param_groups"][0], params=[]))),
+    ),
     full("optimizer-group-shorter", in_torch(OPTIMIZER, lambda v: v["param_groups"][0]["params"].pop())),
     full("optimizer-groups-swapped", in_torch(OPTIMIZER, _swapped_groups)),
     full("optimizer-without-groups", in_torch(OPTIMIZER, without("param_groups"))),
     full("optimizer-without-state", in_torch(OPTIMIZER, without("state"))),
     full("optimizer-state-empty", in_torch(OPTIMIZER, lambda v: v.update(state={}))),
     full("optimizer-entry-missing", in_torch(OPTIMIZER, _first_entry)),
-    full("optimizer-entry-text-key", in_torch(OPTIMIZER, lambda v: v.update(state={str(k): x for k, x in v["state"].items()}))),
+    full(
+        "optimizer-entry-text-key",
+        in_torch(OPTIMIZER, lambda v: v.update(state={str(k): x for k, x in v["state"].items()})),
+    ),
     full("optimizer-entry-more", in_torch(OPTIMIZER, lambda v: v["state"].update({99: v["state"][0]}))),
     full("optimizer-moment-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("exp_avg_sq"))),
     full("optimizer-step-missing", in_torch(OPTIMIZER, lambda v: v["state"][0].pop("step"))),
-    full("optimizer-moment-shape", in_torch(OPTIMIZER, lambda v: _moment((3, 5))(v)), child=True),
-    full("optimizer-moment-scalar", in_torch(OPTIMIZER, lambda v: _moment(())(v)), child=True),
+    full("optimizer-moment-shape", in_torch(OPTIMIZER, _moment((3, 5))), child=True),
+    full("optimizer-moment-scalar", in_torch(OPTIMIZER, _moment(())), child=True),
     full("optimizer-moment-shape-unfused", in_torch(OPTIMIZER, _unfused)),
     full("optimizer-moment-nan", in_torch(OPTIMIZER, _nan)),
     full("optimizer-moments-swapped", in_torch(OPTIMIZER, _swapped_moments)),
@@ -528,7 +556,10 @@ FAULTS: tuple[Fault, ...] = (
     # adapters
     lora("adapter-no-tensors", in_weights(ADAPTER, lambda t: {})),
     lora("adapter-tensor-missing", in_weights(ADAPTER, _first_second_factor)),
-    lora("adapter-shape", in_weights(ADAPTER, lambda t: t.update({name: x[:1].clone() for name, x in t.items() if "lora_A" in name}))),
+    lora(
+        "adapter-shape",
+        in_weights(ADAPTER, lambda t: t.update({name: x[:1].clone() for name, x in t.items() if "lora_A" in name})),
+    ),
     lora("adapter-size-zero", in_weights(ADAPTER, lambda t: {name: x[:0].clone() for name, x in t.items()})),
     lora("adapter-keys-renamed", in_weights(ADAPTER, _prefixed("other."))),
     lora("adapter-config-rank", in_json(ADAPTER_CONFIG, keys(r=8))),

@@ -87,7 +87,9 @@ def _shape(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
         case 5:
             shape = [1] * draw.choice((8, 64, 100)) + shape
         case _:
-            new: Any = draw.choice((None, 5, "8", Pairs(), [[8]], [8, "8"], [WORD // 2, 2], [0, WORD - 1], [WORD - 1, 2]))
+            new: Any = draw.choice(
+                (None, 5, "8", Pairs(), [[8]], [8, "8"], [WORD // 2, 2], [0, WORD - 1], [WORD - 1, 2])
+            )
             entry[field] = ("shape", new)
             return f"shape of {pairs[at][0]} is {dump(new)}"
     entry[field] = ("shape", shape)
@@ -95,8 +97,38 @@ def _shape(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
 
 
 _DTYPES = (
-    *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "F4", "F6_E2M3"),
-    *("F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C128", "F128", "f32", "F99", "", "F32 "),
+    *(
+        "F64",
+        "F32",
+        "F16",
+        "BF16",
+        "I64",
+        "I32",
+        "I16",
+        "I8",
+        "U64",
+        "U32",
+        "U16",
+        "U8",
+        "BOOL",
+        "C64",
+        "F4",
+        "F6_E2M3",
+    ),
+    *(
+        "F6_E3M2",
+        "F8_E4M3",
+        "F8_E5M2",
+        "F8_E8M0",
+        "F8_E4M3FNUZ",
+        "F8_E5M2FNUZ",
+        "C128",
+        "F128",
+        "f32",
+        "F99",
+        "",
+        "F32 ",
+    ),
 )
 
 
@@ -125,7 +157,9 @@ def _offsets(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
 def _name(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
     name, entry = pairs[at]
     others = [other for other, _ in pairs]
-    new = draw.choice(("", f"{name}.x", "é", "a\0b", "\ud800", "x" * 5000, "__metadata__", draw.choice(others), "../up", "a\nb"))
+    new = draw.choice(
+        ("", f"{name}.x", "é", "a\0b", "\ud800", "x" * 5000, "__metadata__", draw.choice(others), "../up", "a\nb")
+    )
     pairs[at] = (new, entry)
     return f"{name} renamed {new[:20]!r}"
 
@@ -134,7 +168,9 @@ def _twice(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
     name, entry = pairs[at]
     other: Any = Pairs(entry)
     if draw.random() < 0.6:
-        other = draw.choice((Pairs([*entry[:2], ("data_offsets", [0, 0])]), Pairs(), None, Pairs([("dtype", "F99"), *entry[1:]])))
+        other = draw.choice(
+            (Pairs([*entry[:2], ("data_offsets", [0, 0])]), Pairs(), None, Pairs([("dtype", "F99"), *entry[1:]]))
+        )
     pairs.insert(draw.choice((0, at, at + 1, len(pairs))), (name, other))
     return f"{name} named twice"
 
@@ -144,7 +180,12 @@ def _metadata(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
         (
             *(None, [], "pt", 1, Pairs(), Pairs([("format", 1)]), Pairs([("format", None)]), Pairs([("format", "tf")])),
             *(Pairs([("format", Pairs())]), Pairs([("format", "pt"), ("format", "np")]), Pairs([("format", "\ud800")])),
-            *(Pairs([("", "")]), Pairs([("k" * 100_000, "v")]), Pairs([("format", ["pt"])]), Raw('{"format":"\\u00e9"}')),
+            *(
+                Pairs([("", "")]),
+                Pairs([("k" * 100_000, "v")]),
+                Pairs([("format", ["pt"])]),
+                Raw('{"format":"\\u00e9"}'),
+            ),
         )
     )
     rest = [pair for pair in pairs if pair[0] != "__metadata__"]
@@ -173,7 +214,9 @@ def _entry(draw: random.Random, pairs: Pairs, at: int, length: int) -> str:
             entry.append(draw.choice(list(entry)))
             return f"{entry[-1][0]} of {name} given twice"
         case 4:
-            extra: Any = draw.choice((1, None, "x", Pairs([("a", [1])]), Raw("[" * 200 + "]" * 200), Raw("1e999"), Raw('"\\ud800"')))
+            extra: Any = draw.choice(
+                (1, None, "x", Pairs([("a", [1])]), Raw("[" * 200 + "]" * 200), Raw("1e999"), Raw('"\\ud800"'))
+            )
             entry.insert(draw.choice((0, len(entry))), ("extra", extra))
             return f"a further field {dump(extra)[:20]} in {name}"
         case _:

@@ -24,7 +24,9 @@ class Op:
 def ops_of(pickle: bytes) -> tuple[Op, ...]:
     found = [(code.name, argument, position) for code, argument, position in pickletools.genops(pickle)]
     ends = [position for _, _, position in found[1:]] + [found[-1][2] + 1]
-    return tuple(Op(name, argument, position or 0, end or 0) for (name, argument, position), end in zip(found, ends, strict=True))
+    return tuple(
+        Op(name, argument, position or 0, end or 0) for (name, argument, position), end in zip(found, ends, strict=True)
+    )
 
 
 def in_zip(draw: random.Random, data: bytes) -> tuple[str, bytes] | None:
@@ -77,7 +79,15 @@ _GLOBALS = (
     *("torch Tensor", "torch device", "torch bfloat16", "torch.nn.parameter Parameter", "torch qint8"),
     *("torch.cuda FloatStorage", "torch QInt8Storage", "torch._tensor _rebuild_from_type_v2"),
     *("collections OrderedDict", "collections defaultdict", "collections Counter", "builtins set", "builtins complex"),
-    *("builtins eval", "builtins getattr", "os system", "posix system", "numpy dtype", "numpy ndarray", "numpy float64"),
+    *(
+        "builtins eval",
+        "builtins getattr",
+        "os system",
+        "posix system",
+        "numpy dtype",
+        "numpy ndarray",
+        "numpy float64",
+    ),
     *("numpy._core.multiarray _reconstruct", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray scalar"),
     *("_codecs encode", "__builtin__ set", "pathlib PosixPath", "torch.nn.modules.linear Linear", "torch nonsense"),
     *("made.up thing", "torch.optim.adamw AdamW", "functools partial", "copyreg _reconstructor"),
@@ -90,7 +100,16 @@ _FOREIGN = (
     *(b"\x8d\x01\x00\x00\x00\x00\x00\x00\x00a", b"\x8e\x01\x00\x00\x00\x00\x00\x00\x00a", b"Va\n", b"S'a'\n"),
     *(b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"Pabc\n", b"g0\n", b"p7\n", b"h\x00", b"q\xfe"),
     *(b"j\x00\x00\x00\x00", b"r\xff\xff\xff\x7f", b"\x95\x10\x00\x00\x00\x00\x00\x00\x00", b"ios\nsystem\n"),
-    *(b"\x80\x02", b"\x80\x04", b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a", b"\x97", b"\x98", b"cos\nsystem\n", b"\xff", b"\x00"),
+    *(
+        b"\x80\x02",
+        b"\x80\x04",
+        b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a",
+        b"\x97",
+        b"\x98",
+        b"cos\nsystem\n",
+        b"\xff",
+        b"\x00",
+    ),
 )
 
 
@@ -108,7 +127,9 @@ def _integer(value: int) -> bytes:
 def _change_integer(draw: random.Random, pickle: bytes, op: Op, ops: tuple[Op, ...]) -> bytes:
     now = op.argument
     assert isinstance(now, int)
-    return _integer(draw.choice((0, 1, 2, -1, now + 1, now - 1, now * 2, now // 2, 255, 10**6, 2**31, 2**40, 2**63, -(2**63))))
+    return _integer(
+        draw.choice((0, 1, 2, -1, now + 1, now - 1, now * 2, now // 2, 255, 10**6, 2**31, 2**40, 2**63, -(2**63)))
+    )
 
 
 def _change_float(draw: random.Random, pickle: bytes, op: Op, ops: tuple[Op, ...]) -> bytes:
@@ -116,8 +137,24 @@ def _change_float(draw: random.Random, pickle: bytes, op: Op, ops: tuple[Op, ...
 
 
 def _change_text(draw: random.Random, pickle: bytes, op: Op, ops: tuple[Op, ...]) -> bytes:
-    others = [other.argument for other in ops if other.name == "BINUNICODE"]
-    text = draw.choice(("", "x", "cpu", "cuda:0", "storage", "meta", "0", "999", "state", "../x", "é\0", str(op.argument) + "x", draw.choice(others)))
+    others = [other.argument for other in ops if other.name in _FITTING["text"]]
+    text = draw.choice(
+        (
+            "",
+            "x",
+            "cpu",
+            "cuda:0",
+            "storage",
+            "meta",
+            "0",
+            "999",
+            "state",
+            "../x",
+            "é\0",
+            str(op.argument) + "x",
+            draw.choice(others),
+        )
+    )
     raw = str(text).encode()
     raw = draw.choices((raw, b"\xff\xfe"), (12, 1))[0]
     return b"X" + struct.pack("<I", len(raw)) + raw

@@ -51,7 +51,9 @@ def _drop(draw: random.Random, root: str, members: Members, at: int) -> tuple[st
 
 def _rename(draw: random.Random, root: str, members: Members, at: int) -> tuple[str, bytes]:
     name, payload = members[at]
-    new = draw.choice((f"{name}x", "data/77", name.upper(), name.replace("/", "\\"), f"sub/{name}", f"/{name}", f"/other/{name}"))
+    new = draw.choice(
+        (f"{name}x", "data/77", name.upper(), name.replace("/", "\\"), f"sub/{name}", f"/{name}", f"/other/{name}")
+    )
     members[at] = (new, payload)
     return f"record {name} renamed {new}", pack(root, members)
 
@@ -107,14 +109,46 @@ def _pickle_tail(draw: random.Random, root: str, members: Members, at: int) -> t
 
 
 _SMALL = (
-    ("version", (b"0", b"1", b"2", b"3", b"10", b"11", b"99", b"-1", b"x", b"", b" 3", b"3\n\n", b"3 4", b"3.0", b"03", b"3x", b"\xff")),
+    (
+        "version",
+        (
+            b"0",
+            b"1",
+            b"2",
+            b"3",
+            b"10",
+            b"11",
+            b"99",
+            b"-1",
+            b"x",
+            b"",
+            b" 3",
+            b"3\n\n",
+            b"3 4",
+            b"3.0",
+            b"03",
+            b"3x",
+            b"\xff",
+        ),
+    ),
     ("byteorder", (b"little", b"big", b"", b"little\n", b"Little", b"middle", b"\xff")),
     (".format_version", (b"1", b"2", b"", b"x")),
     (".storage_alignment", (b"1", b"64", b"", b"x", b"-5")),
     (".data/serialization_id", (b"", b"0", b"x" * 40)),
 )
 _EXTRA = (
-    *("data/99", "extra", "constants.pkl", "code/x.py", "/loose", "/other/thing", "", "data/", "/elsewhere/", "nested/data.pkl"),
+    *(
+        "data/99",
+        "extra",
+        "constants.pkl",
+        "code/x.py",
+        "/loose",
+        "/other/thing",
+        "",
+        "data/",
+        "/elsewhere/",
+        "nested/data.pkl",
+    ),
     *("../up", "data/-1", "attributes.pkl", ".hidden"),
 )
 _CHANGES: tuple[Callable[[random.Random, str, Members, int], tuple[str, bytes]], ...] = (

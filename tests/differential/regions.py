@@ -41,7 +41,9 @@ def touched(before: bytes, after: bytes) -> frozenset[str]:
     """Return the regions of the bytes that changed; ``"length-of-file"`` stands for a change of size."""
     if len(before) != len(after):
         return frozenset({"length-of-file"})
-    return frozenset(region.name for region in of(before) if before[region.start : region.end] != after[region.start : region.end])
+    return frozenset(
+        region.name for region in of(before) if before[region.start : region.end] != after[region.start : region.end]
+    )
 
 
 _CENTRAL = (  # field, bytes

@@ -1,4 +1,4 @@
-"""``python -m tests.differential.replay FILE SEED [DIRECTORY]``: make one random damage again and show both verdicts."""
+"""``python -m tests.differential.replay FILE SEED [DIRECTORY]``: make one random damage again and show both sides."""
 
 from __future__ import annotations
 

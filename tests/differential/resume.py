@@ -126,7 +126,9 @@ def _watched(fixture: str, run: Path, checkpoint: str | None = None) -> tuple[_S
             seen.log = copy.deepcopy(state.log_history)
             seen.weights = {name: value.detach().clone() for name, value in more["model"].state_dict().items()}
             held = copy.deepcopy(optimizer.state_dict())
-            seen.moments = {f"{key!r}.{name}": item for key, entry in held["state"].items() for name, item in entry.items()}
+            seen.moments = {
+                f"{key!r}.{name}": item for key, entry in held["state"].items() for name, item in entry.items()
+            }
             seen.groups = held["param_groups"]
             seen.rng = (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 

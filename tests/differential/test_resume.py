@@ -1,7 +1,7 @@
 """The real Trainer resumes from damaged checkpoints, and ckpt's verdict is held against what it did.
 
-It raises: the verdict must be ``broken``.  It goes on and something of the training was lost: ``degraded`` or ``broken``,
-with an error.  It resumes: not ``broken``, and no error that speaks of resuming.
+It raises: the verdict must be ``broken``.  It goes on and something of the training was lost: ``degraded`` or
+``broken``, with an error.  It resumes: not ``broken``, and no error that speaks of resuming.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ from tests.differential.faults import FAULTS, Fault
 
 pytestmark = pytest.mark.slow
 
-ON_PURPOSE: dict[str, str] = {}
+_BYTES = "tensor bytes are read by --deep alone, and a structural look says that it did not read them"
+ON_PURPOSE: dict[str, str] = {
+    "all-of-training-missing": "saved so on purpose (save_only_model): a note says why no resume is possible, no error",
+    "marked-incomplete": "the Trainer itself wrote that this save did not end, and its resume does not look",
+    "index-leads-outside": "a name that leads out of the directory is refused on principle and not followed",
+    "index-tensor-nowhere": "this model has no such parameter, and another may: promised and not there is an error",
+    "key-renamed": "number and shapes are as before, and nothing in a checkpoint says which names its model asks for",
+    "optimizer-entry-missing": "a parameter that never got a gradient has no entry either: a note",
+    "optimizer-moments-swapped": "the state has no names: of two parameters of one shape either may be first",
+    "optimizer-moment-nan": _BYTES,
+    "weight-nan": _BYTES,
+    "weights-tail-zeroed": _BYTES,
+    "weights-of-another-step": "weights do not say which step they are of",
+}
 """Where ckpt says something else than one resume of one version shows, and why that is right."""
 
 
@@ -70,7 +83,10 @@ def test_ckpt_says_what_a_resume_does(
     told = (
         f"{fault.name} ({fault.fixture}): the Trainer {outcome.kind}: {outcome.error or outcome.differs}\n"
         f"ckpt says {verdict.value}: "
-        + ("; ".join(f"{each.severity.label}[{each.code}] {each.message} ({each.path})" for each in findings) or "nothing")
+        + (
+            "; ".join(f"{each.severity.label}[{each.code}] {each.message} ({each.path})" for each in findings)
+            or "nothing"
+        )
     )
     if fault.name in ON_PURPOSE:
         assert not agrees, f"they agree now, so the row of `{fault.name}` can go: {told}"

@@ -62,7 +62,7 @@ def bad(report: VerifyReport) -> bool:
 
 @contextmanager
 def refused(monkeypatch: pytest.MonkeyPatch, ending: str, number: int, *, opening: bool) -> Iterator[None]:
-    """Let opening (or reading) of every file whose path ends with ``ending`` fail with ``number``: root ignores modes."""
+    """Let opening (or reading) of files whose path ends with ``ending`` fail with ``number``: root ignores modes."""
     real_open, real_read = sources.os.open, sources.os.preadv
     marked: set[int] = set()
 

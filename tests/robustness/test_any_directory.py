@@ -22,7 +22,14 @@ from tests.robustness.support import refused, tried, verified
 
 Copy = Callable[..., Path]
 
-RUNS = ("trainer5-full", "trainer5-sharded", "trainer5-lora", "trainer4-bin", "accelerate/auto", "llama-factory/reward-lora")
+RUNS = (
+    "trainer5-full",
+    "trainer5-sharded",
+    "trainer5-lora",
+    "trainer4-bin",
+    "accelerate/auto",
+    "llama-factory/reward-lora",
+)
 SEEDS = range(20)
 
 
@@ -31,11 +38,17 @@ def _random_bytes(draw: random.Random, path: Path) -> None:
 
 
 def _random_text(draw: random.Random, path: Path) -> None:
-    path.write_text(draw.choice(("{", "[]", "null", "[" * 50_000, '{"a":' * 5000, "\0", "9" * 5000, '"\\ud800"', "{}{}", "NaN")))
+    path.write_text(
+        draw.choice(("{", "[]", "null", "[" * 50_000, '{"a":' * 5000, "\0", "9" * 5000, '"\\ud800"', "{}{}", "NaN"))
+    )
 
 
 def _random_pickle(draw: random.Random, path: Path) -> None:
-    path.write_bytes(b"\x80" + bytes([draw.choice((2, 4, 5, 200))]) + bytes(draw.choices(b"()]}0123NKMJXcRbuae.q\x85\x86\x87\x88\x94\x8c", k=200)))
+    path.write_bytes(
+        b"\x80"
+        + bytes([draw.choice((2, 4, 5, 200))])
+        + bytes(draw.choices(b"()]}0123NKMJXcRbuae.q\x85\x86\x87\x88\x94\x8c", k=200))
+    )
 
 
 def _pipe(draw: random.Random, path: Path) -> None:
@@ -117,7 +130,7 @@ def test_a_fuzzed_run_never_raises_anything_but_ckpt_errors(run: str, copy_of: C
 
 @pytest.mark.parametrize("verb", ["verify", "latest", "info"])
 def test_the_command_ends_with_a_known_code_on_any_directory(
-    verb: str, copy_of: Copy, capsys: pytest.CaptureFixture[str]
+    verb: str, copy_of: Copy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed in range(12):
         draw = random.Random(f"{verb}#{seed}")
@@ -126,23 +139,25 @@ def test_the_command_ends_with_a_known_code_on_any_directory(
         for path in draw.sample(files, 5):
             draw.choice(CHANGES)(draw, path)
         code = main([verb, str(place)])
-        shown = capsys.readouterr()
+        shown = capfd.readouterr()
         assert code in (0, 1, 3, 4), (seed, code, shown.err)
         assert "Traceback" not in shown.err + shown.out
         assert "rule-crashed" not in shown.err + shown.out
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json", "rng_state.pth", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "model.safetensors", "trainer_state.json", "rng_state.pth", "config.json"]
+)
 def test_a_file_that_cannot_be_read_is_told_and_gives_exit_code_3(
-    name: str, number: int, fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, number: int, fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ending = f"trainer5-full/checkpoint-6/{name}"
     for opening in (True, False):
         with refused(monkeypatch, ending, number, opening=opening):
             report = verified(fixtures_dir / "trainer5-full")
             assert main(["verify", str(fixtures_dir / "trainer5-full")]) == 3
-            shown = capsys.readouterr().out
+            shown = capfd.readouterr().out
         told = [finding for finding in report.all_findings() if finding.name == "unreadable-file"]
         assert [finding.path for finding in told] == [f"checkpoint-6/{name}"]
         assert told[0].severity is Severity.FATAL
@@ -159,8 +174,25 @@ def test_latest_does_not_take_what_it_could_not_read(fixtures_dir: Path, monkeyp
 
 
 LEADING = (
-    *("../outside.safetensors", "../../outside.safetensors", "/etc/passwd", "/proc/self/environ", "a/../../outside.safetensors"),
-    *("..", ".", "", "/", "~/outside.safetensors", "file:///etc/passwd", "C:\\outside", "..\\outside", "sub/../../x", "\0"),
+    *(
+        "../outside.safetensors",
+        "../../outside.safetensors",
+        "/etc/passwd",
+        "/proc/self/environ",
+        "a/../../outside.safetensors",
+    ),
+    *(
+        "..",
+        ".",
+        "",
+        "/",
+        "~/outside.safetensors",
+        "file:///etc/passwd",
+        "C:\\outside",
+        "..\\outside",
+        "sub/../../x",
+        "\0",
+    ),
 )
 
 

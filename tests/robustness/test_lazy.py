@@ -24,7 +24,11 @@ def sparse_safetensors(path: Path, tensors: int, size: int, prefix: str = "model
     header = {
         "__metadata__": {"format": "pt"},
         **{
-            f"{prefix}.{number}.weight": {"dtype": "F32", "shape": [each // 4], "data_offsets": [number * each, number * each + each]}
+            f"{prefix}.{number}.weight": {
+                "dtype": "F32",
+                "shape": [each // 4],
+                "data_offsets": [number * each, number * each + each],
+            }
             for number in range(tensors)
         },
     }

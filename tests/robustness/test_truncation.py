@@ -67,7 +67,10 @@ def test_a_cut_of_any_fixture_file_is_found(block: int) -> None:
         draw = random.Random(subject.path)
         starts = {region.name: region.start for region in of(data) if region.name in _BORDERS}
         borders = {start + beside for start in starts.values() for beside in (-1, 0, 1)}
-        sizes = sorted({size for size in borders if 0 <= size < len(data)} | set(draw.sample(range(len(data)), min(DRAWN, len(data)))))
+        sizes = sorted(
+            {size for size in borders if 0 <= size < len(data)}
+            | set(draw.sample(range(len(data)), min(DRAWN, len(data))))
+        )
         silent += _checked(FIXTURES / subject.path, data, iter(sizes))
     assert not silent
 

@@ -83,6 +83,8 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> Non
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
         offset += len(data)
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    text += b" " * 8 * (len(text) % 256 == 128)  # no length that begins as a pickle does
     body = b"".join(data for _, _, data in tensors.values())
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 

@@ -127,9 +127,9 @@ def test_nothing_outside_is_opened(copy_of: Callable[..., Path]) -> None:
     directory = run / "checkpoint-4"
     outside = run / "outside.safetensors"
     (directory / FIRST).rename(outside)
-    mapped(lambda names: names.update({name: "../outside.safetensors" for name, file in names.items() if file == FIRST}))(
-        directory
-    )
+    mapped(
+        lambda names: names.update({name: "../outside.safetensors" for name, file in names.items() if file == FIRST})
+    )(directory)
     report = judge(directory, families=("CK3", "CK7"))
     assert {told.code for told in report.all_findings()} == {"CK702"}
     assert outside.exists()

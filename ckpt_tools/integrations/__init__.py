@@ -1,0 +1,1 @@
+"""Hooks for training frameworks; each module needs its framework installed, and nothing else imports them."""

@@ -1,0 +1,134 @@
+"""``ckpt checksum``: a digest for every tensor or every file."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
+
+from ckpt_tools._version import __version__
+from ckpt_tools.core.errors import SourceError, UsageError
+from ckpt_tools.core.listing import Listing
+from ckpt_tools.core.progress import SILENT, Progress, Task
+from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Run
+from ckpt_tools.reports.checksum import ChecksumReport, Row
+
+
+class _Stopped(Exception):
+    """The user interrupted it, or another thread failed."""
+
+
+def checksum(
+    path: str,
+    *,
+    by: str = "tensor",
+    algorithm: str = "blake3",
+    jobs: int | None = None,
+    progress: Progress = SILENT,
+) -> ChecksumReport:
+    """Return the digests of all tensors, or of all files, of a run, a checkpoint or a file.
+
+    Args:
+        path: a run, a checkpoint directory, or a file.
+        by: ``tensor`` (over dtype, shape and elements, the same in every container) or ``file`` (over its bytes).
+        algorithm: ``blake3``, or for files also ``sha256``.
+        jobs: threads that read; as many as processors when None.
+        progress: where progress is announced.
+
+    Raises:
+        NothingFoundError: no such path, or no checkpoint there.
+        UsageError: tensors are digested with BLAKE3 alone.
+    """
+    if by == "tensor" and algorithm != "blake3":
+        raise UsageError(f"--algorithm {algorithm}: is for whole files alone", hint="add `--by file`")
+    started = time.perf_counter()
+    run = open_run(path)
+    base = os.path.dirname(path) if not os.path.isdir(path) else path
+    rows, errors = (_tensors if by == "tensor" else _files)(run, base, algorithm, jobs, progress)
+    single = not os.path.isdir(path)
+    read = run.listing.meter.bytes_read
+    return ChecksumReport(
+        __version__, path, by, algorithm, tuple(rows), tuple(errors), single, read, time.perf_counter() - started
+    )
+
+
+def _tensors(
+    run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress
+) -> tuple[list[Row], list[str]]:
+    from ckpt_tools.ops import deep
+
+    rows: list[Row] = []
+    errors: list[str] = []
+    with progress.task("reading", sum(checkpoint.size for checkpoint in run.checkpoints), "B") as task:
+        for checkpoint in run.checkpoints:
+            view = View(checkpoint)
+            where = "" if checkpoint.path in checkpoint.listing.files else checkpoint.path
+            for name, file in deep.digests(view, jobs=jobs, task=task).files.items():
+                place = posixpath.normpath(posixpath.join(where, name))
+                errors += [str(error) for error in file.errors]
+                rows += [
+                    Row(place, each.digest, file.size, tensor, each.ref.dtype, each.ref.shape, each.reason)
+                    for tensor, each in file.tensors.items()
+                ]
+            errors += [f"{name}: {reason.lower()}" for name, reason in view.listing.errors.items()]
+    return rows, errors
+
+
+def _files(run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress) -> tuple[list[Row], list[str]]:
+    from ckpt_tools.ops import deep
+
+    found: dict[str, tuple[Listing, str]] = {}
+    for checkpoint in run.checkpoints:
+        where = "" if checkpoint.path in checkpoint.listing.files else checkpoint.path
+        for name in deep.files(View(checkpoint)):
+            found[posixpath.normpath(posixpath.join(where, name))] = checkpoint.listing, name
+    for name, entry in run.listing.files.items():
+        if entry.is_file:
+            found.setdefault(name, (run.listing, name))
+    errors = [f"{name}: {reason.lower()}" for name, reason in run.listing.errors.items()]
+    size = sum(listing.files[name].size for listing, name in found.values())
+    threads = deep.workers(jobs)
+    rows = []
+    with progress.task("reading", size, "B") as task:
+        for place, (digest, length, error) in zip(
+            found, _hashed(list(found.values()), algorithm, threads, task), strict=True
+        ):
+            if error is None:
+                rows.append(Row(place, digest, length))
+            else:
+                errors.append(str(error))
+    return rows, errors
+
+
+def _hashed(
+    files: list[tuple[Listing, str]], algorithm: str, threads: int, task: Task
+) -> Iterator[tuple[str, int, SourceError | None]]:
+    """Yield ``(digest, size, error)`` of each file in order; several files are read at the same time."""
+    from ckpt_tools.numerics.whole import whole
+
+    stop, lock = Event(), Lock()
+    inner = threads if len(files) < 2 * threads else 1
+
+    def advance(amount: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with lock:
+            task.advance(amount)
+
+    def one(listing: Listing, name: str) -> tuple[str, int, SourceError | None]:
+        try:
+            with listing.open(name) as source:
+                return whole(source, algorithm, advance, threads=inner), source.size, None
+        except SourceError as error:
+            return "", 0, error
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from pool.map(lambda file: one(*file), files)
+        finally:
+            stop.set()

@@ -1,0 +1,191 @@
+"""``ckpt diff``: what changed between two checkpoints?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import inf
+
+from ckpt_tools._version import __version__
+from ckpt_tools.containers.reader import describe as kind_name
+from ckpt_tools.core.errors import UsageError
+from ckpt_tools.core.progress import SILENT, Progress
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Role
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.ops import diff_groups, diff_log, diff_names, diff_reasons, diff_sealed, diff_tensors
+from ckpt_tools.ops.diff_sections import Sections
+from ckpt_tools.ops.diff_targets import Target, find
+from ckpt_tools.reports.diff import DiffReport, Tensors
+
+BY = ("layer", "role")
+
+_DECODED = (Role.OPTIMIZER, Role.WEIGHTS, Role.ADAPTER, Role.COMBINED)
+
+
+def diff(
+    left: str,
+    right: str,
+    *,
+    tensors: bool = True,
+    maps: tuple[str, ...] = (),
+    strip_prefixes: tuple[str, ...] = (),
+    tolerance: float = 0.0,
+    by: str | None = None,
+    top: int | None = None,
+    jobs: int | None = None,
+    progress: Progress = SILENT,
+) -> DiffReport:
+    """Compare two checkpoints, or two files, or two runs by their newest good checkpoints.
+
+    Args:
+        left: a path, or ``RUN@STEP``.
+        right: likewise; formats and shardings may differ.
+        tensors: compare values; without it only names, dtypes and shapes.
+        maps: ``REGEX=REPLACEMENT`` for names of both sides.
+        strip_prefixes: beginnings of names that are taken off first.
+        tolerance: tensors whose largest difference is no larger count as the same.
+        by: also group the tensors by ``layer`` or by ``role`` (their kind within the layer).
+        top: list so many tensors, or groups, that moved most.
+        jobs: threads that read and compare.
+        progress: where progress is announced.
+
+    Raises:
+        NothingFoundError: a path does not exist, or holds no checkpoint.
+        UsageError: arguments that cannot be meant.
+    """
+    if not 0 <= tolerance < inf:
+        raise UsageError(f"the tolerance must be a number of at least 0, not {tolerance}")
+    if by is not None and by not in BY:
+        raise UsageError(f"by is {by!r}; there are: {', '.join(BY)}")
+    rename = diff_names.naming(maps, strip_prefixes)
+    targets = find(left, progress), find(right, progress)
+    views = targets[0].view, targets[1].view
+    sections = Sections(*targets, deep=tensors)
+    seals = diff_sealed.read(targets[0]), diff_sealed.read(targets[1])
+    listed = (*sections.all(), *diff_sealed.sections(seals))
+
+    models = [_model(target.view) for target in targets]
+    names = [rename.apply(model, side) for (model, _), side in zip(models, ("left", "right"), strict=True)]
+    parts = {rename(name): part for _, known in models for name, part in known.items()}
+    moments = [_moments(view) for view in views]
+    if targets[0].file or targets[1].file:  # one file has no say on what the other side holds beside it
+        names = names if all(names) else [{}, {}]
+        moments = moments if all(moments) else [{}, {}]
+    pairs = diff_groups.match(names[0], names[1], parts)
+    moment_pairs = diff_groups.match(moments[0], moments[1], dict.fromkeys(moments[0], "optimizer"))
+    settled = diff_sealed.settle([*pairs, *moment_pairs], seals)
+    if tensors:
+        listings = views[0].listing, views[1].listing
+        diff_tensors.compare([*pairs, *moment_pairs], listings, jobs=jobs, progress=progress)
+
+    found = made = None
+    if any(names):
+        only = diff_groups.alone(names[0], names[1]), diff_groups.alone(names[1], names[0])
+        found = diff_groups.tensors("weights", pairs, only, compared=tensors, tolerance=tolerance, by=by)
+    if any(moments):
+        only = diff_groups.alone(moments[0], moments[1]), diff_groups.alone(moments[1], moments[0])
+        owners = _owners(views[0], names[0], moment_pairs)
+        made = diff_groups.tensors(
+            "optimizer state", moment_pairs, only, compared=tensors, tolerance=tolerance, by=by, owners=owners
+        )
+    reasons = tuple(diff_reasons.reasons(found, pairs, views, (list(names[0]), list(names[1])), made)) if found else ()
+    report = DiffReport(
+        __version__,
+        targets[0].path,
+        targets[1].path,
+        (views[0].step, views[1].step),
+        (),
+        listed,
+        found,
+        made,
+        reasons,
+        tuple(_took(target, side) for target, side in zip(targets, ("left", "right"), strict=True) if target.taken),
+        tuple(dict.fromkeys([*_trouble(targets), *_broken(pairs), *_broken(moment_pairs)])),
+        tuple(_notes(sections, seals, settled)),
+        tuple(diff_log.charts(views[0].state, views[1].state, (targets[0].path, targets[1].path))),
+        by,
+        top,
+    )
+    for view in views:
+        view.close()
+    return replace(report, headline=tuple(diff_reasons.headline(report)))
+
+
+def _took(target: Target, side: str) -> str:
+    return f"{side}: took {target.path}, {target.taken}"
+
+
+def _notes(sections: Sections, seals: tuple[diff_sealed.Sealed, diff_sealed.Sealed], settled: int) -> Iterator[str]:
+    if settled:
+        yield f"{settled:,} tensors are equal by the manifests of both sides and were not read"
+    yield from (seal.note for seal in seals if seal.note)
+    yield from sections.skipped
+
+
+def _model(view: View) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Return the tensors that are the model, by name, and which part of the checkpoint each is of."""
+    found = dict(view.weights)
+    parts = dict.fromkeys(found, "weights")
+    for adapter, tensors in view.adapters().items():
+        for name, ref in tensors.items():
+            name = f"{adapter}/{name}" if adapter else name
+            found[name], parts[name] = ref, "adapter"
+    known = {id(ref) for ref in [*found.values(), *view.optimizer_tensors.values()]}
+    for part in view.checkpoint.of(Role.COMBINED):
+        content = view.content(part)
+        for name, ref in content.tensors.items() if content is not None else ():
+            if id(ref) not in known and name not in found:
+                found[name], parts[name] = ref, "other"
+    return _leaves(found), parts
+
+
+def _moments(view: View) -> dict[str, TensorRef]:
+    """Return the optimizer's tensors by key path, but for the step counts, which a section tells."""
+    found = dict(view.optimizer_tensors)
+    for part in list(view.checkpoint.of(Role.OPTIMIZER))[1:]:
+        content = view.content(part)
+        found.update({f"{part.path}:{name}": ref for name, ref in (content.tensors if content else {}).items()})
+    inside = {name: ref for name, ref in found.items() if "state." in name and not name.endswith(".step")}
+    return _leaves(inside)
+
+
+def _leaves(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+    """Leave out tensors that are made of others, which are named after them (quantised and sparse ones)."""
+    hollow = {name for name, ref in tensors.items() if not ref.chunks and ref.kind and ref.numel}
+    parents = {name.rpartition(".")[0] for name in tensors}
+    return {name: ref for name, ref in tensors.items() if name not in hollow or name not in parents}
+
+
+def _owners(view: View, weights: Mapping[str, TensorRef], pairs: list[diff_tensors.Pair]) -> diff_groups.Owners:
+    """Return the weight's name and the moment's for every moment whose weight is known."""
+    if view.optimizer is None:
+        return {}
+    known = diff_names.parameter_names(view.optimizer, weights)
+    found = {}
+    for pair in pairs:
+        index, _, moment = pair.name.removeprefix("state.").partition(".")
+        if index in known:
+            found[pair.name] = known[index], moment
+    return found
+
+
+def _trouble(targets: tuple[Target, Target]) -> list[str]:
+    """Return what could not be read of either side: files, and files that are not what they should be."""
+    found = []
+    for target in targets:
+        view = target.view
+        for part in view.checkpoint.parts:
+            content = view.content(part) if part.containers or part.role is Role.COMBINED else None
+            if content is not None and not content.readable and part.stat.is_file:
+                why = "; ".join(problem.message for problem in content.problems) or f"is {kind_name(content.container)}"
+                found.append(f"{target.path}: {part.path}: {why}")
+        found += [f"{target.path}: {error}" for error in view.errors.values()]
+    return found
+
+
+def _broken(pairs: list[diff_tensors.Pair]) -> list[str]:
+    return [f"{pair.name}: {pair.why}" for pair in pairs if pair.broken][:10]
+
+
+__all__ = ["BY", "DiffReport", "Tensors", "diff"]
