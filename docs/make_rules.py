@@ -13,6 +13,7 @@ FAMILIES = {
     "CK1": "Presence",
     "CK2": "Containers",
     "CK3": "Tensors",
+    "CK4": "Data (`--deep`)",
     "CK5": "Consistency",
     "CK6": "Runs",
     "CK7": "Safety",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem
@@ -20,8 +20,7 @@ class FormatError(Exception):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A named run of bytes inside a file: a member of a zip, a storage of a legacy file.
 
     ``crc32`` is the stored checksum of the payload, None where the format has none.

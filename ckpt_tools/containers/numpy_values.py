@@ -98,7 +98,7 @@ def numpy_fault(value: Opaque) -> str | None:
     if type(state) is not tuple or len(state) not in (4, 5):
         return "a numpy array gets a state of another form"
     shape, dtype, order, data = state[-4:]
-    if not isinstance(order, int) or not isinstance(state[0], int | tuple):
+    if not isinstance(order, int) or (len(state) == 5 and state[0] != 1):
         return "a numpy array gets a state of another form"
     if type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape):
         return "a numpy array gets a shape that is none"

@@ -200,6 +200,12 @@ def _layout(values: TorchValues, args: tuple[Value, ...]) -> None:
         values.fault("_get_layout is asked for a layout that there is not")
 
 
+def _device(values: TorchValues, args: tuple[Value, ...]) -> None:
+    fits = len(args) == 1 and isinstance(args[0], str | int | Opaque)
+    if not fits and [type(part) for part in args] != [str, int]:
+        values.fault("torch.device is called with what names no device")
+
+
 _LAYOUTS = frozenset(
     f"torch.{name}"
     for name in ("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn", "jagged")
@@ -213,6 +219,7 @@ REBUILD: dict[str, Callable[[TorchValues, tuple[Value, ...]], Value]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
     "torch.nn.parameter.Parameter": _of_class,
     "torch.serialization._get_layout": _layout,
+    "torch.device": _device,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch._tensor._rebuild_from_type": _from_type,
     "torch.tensor._rebuild_from_type": _from_type,

@@ -58,6 +58,7 @@ class TorchValues:
     wrong: dict[str, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
     _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
+    _dtypes: dict[str, str] = field(default_factory=dict)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -74,6 +75,8 @@ class TorchValues:
         if type(name) is int:
             name = str(name)
         dtype = storage_dtype(kind) if type(kind) is Opaque else None
+        if isinstance(kind, TensorRef | Storage):
+            dtype, kind = kind.dtype, Opaque("torch.storage.TypedStorage")  # torch asks for its ``dtype`` only
         if dtype is None or type(name) is not str:
             return self._no_storage(key, "a reference to a storage names no kind of storage, or no key")
         if self.legacy and kind.qualname.endswith("UntypedStorage"):
@@ -87,13 +90,19 @@ class TorchValues:
             return self._no_storage(key, "a reference to a storage gives it no size")
         if type(location) is not str:  # torch asks for it last, and not at all where the caller names a device
             location = type(location).__name__
-        nbytes = int(numel) * (DTYPE_BITS[dtype] // 8)
-        place = self.place(name)
-        storage = Storage(kind.qualname, (), None, [], True, dtype, name, location, int(numel), nbytes, place)
-        if known is None:
+        storage = self._store(kind.qualname, dtype, name, location, int(numel))
+        if storage is not None:
+            return storage
+        return self._no_storage(key, "one storage has two sizes, of which one is 0")
+
+    def _store(self, qualname: str, dtype: str, name: str, location: str, numel: int) -> Storage | None:
+        """Return a storage that was not known, or was known to be empty; None where it is not empty any more."""
+        nbytes = numel * (DTYPE_BITS[dtype] // 8)
+        storage = Storage(qualname, (), None, [], True, dtype, name, location, numel, nbytes, self.place(name))
+        if name not in self.storages:
             self.storages[name] = storage
         elif nbytes:
-            return self._no_storage(key, "one storage has two sizes, of which one is 0")
+            return None
         return storage
 
     def _no_storage(self, key: Value, why: str) -> Opaque:
@@ -126,7 +135,15 @@ class TorchValues:
     ) -> TensorRef | None:
         """Return a plain tensor, as ``persistent`` and ``rebuild`` together would."""
         storage: Value = self.storages.get(key)
-        if storage is None or storage.numel != numel or storage.location != location:
+        if storage is None:
+            dtype = self._dtypes.get(kind.qualname)
+            if dtype is not None and not kind.called and 0 <= numel < MAX_NUMBER:
+                storage = self._store(kind.qualname, dtype, key, location, numel)
+            else:
+                storage = self.persistent(("storage", kind, key, location, numel))
+                if type(storage) is Storage:
+                    self._dtypes[kind.qualname] = storage.dtype
+        elif not storage.nbytes or storage.qualname != kind.qualname:
             storage = self.persistent(("storage", kind, key, location, numel))
         return self.tensor(storage, offset, shape, strides)
 

@@ -11,7 +11,7 @@ from typing import Any
 from ckpt_tools.containers import pickle_stream, torch_zip_cut, torch_zip_miniz, zip_directory
 from ckpt_tools.containers.base import Content, FormatError, Record
 from ckpt_tools.containers.torch_values import TorchValues, several
-from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, REACH, STORED, Directory, Entry
+from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, LOCKED, REACH, STORED, Directory, Entry
 from ckpt_tools.core.source import Extent, Source
 from ckpt_tools.model.findings import Problem, Spot
 from ckpt_tools.model.tensors import TensorRef
@@ -36,13 +36,13 @@ def read(source: Source) -> Content:
     Raises:
         SourceError: the file could not be read.
     """
-    try:
-        directory = zip_directory.read(source)
-    except FormatError as error:
-        if error.problem.kind == "file-cut-short":
-            return torch_zip_cut.describe(source, error.problem)
-        return Content("torch-zip", source.size, readable=False, problems=(error.problem,))
     with pickle_stream.no_collection():
+        try:
+            directory = zip_directory.read(source)
+        except FormatError as error:
+            if error.problem.kind == "file-cut-short":
+                return torch_zip_cut.describe(source, error.problem)
+            return Content("torch-zip", source.size, readable=False, problems=(error.problem,))
         return _Reader(source, directory).content()
 
 
@@ -66,6 +66,9 @@ class _Reader:
         source, entries = self.source, self.directory.entries
         self.surroundings()
         self.problems += self.directory.problems
+        refused = torch_zip_miniz.refusal(source, self.directory) if not self.directory.problems else None
+        if refused is not None:
+            self.problems.append(Problem("zip-damaged", "torch cannot open the zip archive", (refused,)))
         self.names(entries)
         path, base = source.name, source.base
         records = tuple(
@@ -140,9 +143,6 @@ class _Reader:
             )
             message = "the file holds several archives" if several_archives else "bytes precede the archive"
             self.problems.append(Problem("bytes-around-archive", message, detail, Spot(offset=self.source.base)))
-        refused = torch_zip_miniz.refusal(self.source, directory)
-        if refused is not None:
-            self.problems.append(Problem("zip-damaged", "torch cannot open the zip archive", (refused,)))
 
     def member(self, name: str) -> Entry | None:
         """Return the record that torch finds under a name."""
@@ -186,9 +186,9 @@ class _Reader:
         if packed:
             self.problem("zip-compressed", "records are compressed", packed[0], several(packed),
                          "torch.load reads them; with mmap=True it reads wrong values")  # fmt: skip
-        locked = [entry.name for entry in members.values() if entry.flags & 1]
+        locked = [entry.name for entry in members.values() if entry.flags & LOCKED]
         if locked:
-            self.problem("zip-damaged", "records are marked as encrypted", locked[0], several(locked))
+            self.problem("zip-damaged", "records are marked as encrypted or as patches", locked[0], several(locked))
         self.facts["crc_stored"] = any(entry.crc32 for entry in members.values() if entry.size)
 
     def container(self) -> str:

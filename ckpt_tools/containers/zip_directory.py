@@ -37,7 +37,10 @@ _NEAR = 4096
 _RUN = 1 << 20
 _FULL32 = 0xFFFFFFFF
 _FULL16 = 0xFFFF
-_UNUSUAL = 0x2061  # encrypted in one of three ways, or a patch
+LOCKED = 0x61
+"""The flags of members that are encrypted in one of two ways, or patches of others: torch reads none of them."""
+
+_UNUSUAL = 0x2000 | LOCKED
 
 
 class Entry(NamedTuple):
@@ -261,6 +264,9 @@ def _locate(
             )
             continue
         start = header + 30 + name_size + extra_size
+        if central < start + packed <= source.size:
+            _note(problems, noted, f"{name} and the zip directory lie on the same bytes", name, header)
+            continue
         if start + packed > central:
             claim = f"{name}: claims {packed:,} bytes at byte {start:,}, and {max(0, central - start):,} are there"
             _note(problems, noted, claim, name, header)

@@ -14,7 +14,7 @@ from ckpt_tools.core.errors import CkptError, EditError
 from ckpt_tools.edits import guards, journal
 from ckpt_tools.edits.back import rewind
 from ckpt_tools.edits.guards import Saving
-from ckpt_tools.edits.journal import Entry, Home, NotOnDiskError
+from ckpt_tools.edits.journal import Entry, Home
 from ckpt_tools.edits.outcome import Outcome, compare, files_of, why
 from ckpt_tools.edits.session import restore_directories, session
 from ckpt_tools.edits.steps import Steps
@@ -50,7 +50,7 @@ def apply(
 
     Raises:
         EditRefusedError: a guard does not hold; nothing was changed.
-        EditError: the system refused something, or the proof failed; ``pending`` says whether an entry is left to be finished.
+        EditError: the system refused something, or the proof failed; ``pending`` says whether an entry is left.
     """
     guards.check(home, plan, saving)
     now = time.time_ns() if now_ns is None else now_ns
@@ -70,12 +70,10 @@ def apply(
             restore_directories(home, steps, entry, held)
             entry = journal.advance(entry, held, "done")
         except BaseException as error:
-            if isinstance(error, NotOnDiskError):
-                entry = error.entry
-            _back_out(entry, steps, held, error)
+            _back_out(journal.current(entry), steps, held, error)
             if isinstance(error, CkptError):
                 raise
-            if isinstance(error, OSError | NotOnDiskError):
+            if isinstance(error, OSError):
                 raise EditError(f"{why(home, error)}; the edit was taken back") from error
             raise
     after = {path: look(home.at(last)) for path, last in files_of(plan).items()}
@@ -129,7 +127,7 @@ def _back_out(entry: Entry, steps: Steps, disk: Disk, error: BaseException) -> N
         rewind(entry, steps, disk)
     except Exception as second:  # noqa: BLE001 - whatever it is: the entry is on the disk, and says how to go on
         home = entry.edit.home
-        if entry.edit.state == "done":
+        if journal.current(entry).edit.state == "done":
             reason = f"{why(home, error)}; the edit was made, and whether that outlives a crash is not known"
             raise EditError(reason, hint="`ckpt undo` takes it back") from error
         raise EditError(

@@ -8,7 +8,7 @@ from ckpt_tools.core.durable import Disk, LocalDisk, look, names
 from ckpt_tools.core.errors import EditError, EditRefusedError
 from ckpt_tools.edits import journal
 from ckpt_tools.edits.guards import Saving
-from ckpt_tools.edits.journal import Edit, Entry, Home, NotOnDiskError
+from ckpt_tools.edits.journal import Edit, Entry, Home
 from ckpt_tools.edits.outcome import Outcome, Touched, compare, files_of, why
 from ckpt_tools.edits.session import session, set_time
 from ckpt_tools.edits.steps import Steps
@@ -94,7 +94,7 @@ def _take_back(entry: Entry, disk: Disk) -> Outcome:
         if finished:
             taken = journal.advance(taken, disk, "undoing", len(steps.steps))
         taken = rewind(taken, steps, disk)
-    except (OSError, NotOnDiskError, EditRefusedError) as error:
+    except (OSError, EditRefusedError) as error:
         hint = "`ckpt undo` goes on with it once the cause is gone"
         raise EditError(f"taking the edit back failed: {why(home, error)}", hint=hint, pending=True) from error
     after = {path: look(home.at(path)) for path in files}
@@ -173,5 +173,8 @@ def rewind(entry: Entry, steps: Steps, disk: Disk) -> Entry:
             set_time(edit.home.at(path), mtime_ns, disk)
     try:
         return journal.advance(entry, disk, "undone")
-    except NotOnDiskError as error:  # all bytes are back; at worst that is found out once more
-        return error.entry
+    except OSError:
+        entry = journal.current(entry)
+        if entry.edit.state != "undone":
+            raise
+        return entry  # all bytes are back; after a crash that may have to be found out once more

@@ -286,27 +286,27 @@ def first_draft(home: Home, plan: Plan, command: str, now_ns: int) -> Edit:
 
 
 def advance(entry: Entry, disk: Disk, state: str, progress: int = 0) -> Entry:
-    """Say how far an edit is; this is on the disk when it returns."""
+    """Say how far an edit is; this is on the disk when it returns.
+
+    Raises:
+        OSError: it is not; whether the entry has its new name already, ``current`` knows.
+    """
     edit = entry.edit
     word = f"{state}-{progress}" if state in ("pending", "undoing") else state
     name = f"{edit.number:04d}.{word}.json"
     if name != edit.name:
         disk.rename(os.path.join(edit.home.journal, edit.name), os.path.join(edit.home.journal, name))
-    moved = replace(entry, edit=replace(edit, state=state, progress=progress, name=name))
-    try:
         disk.sync_directory(edit.home.journal)
-    except OSError as error:
-        raise NotOnDiskError(moved, error) from error
-    return moved
+    return replace(entry, edit=replace(edit, state=state, progress=progress, name=name))
 
 
-class NotOnDiskError(Exception):
-    """An entry has its new name, and whether that outlives a crash is not known."""
-
-    def __init__(self, entry: Entry, error: OSError) -> None:
-        super().__init__(str(error))
-        self.entry = entry
-        self.error = error
+def current(entry: Entry) -> Entry:
+    """Return an entry as the directory has it: whoever was interrupted cannot know how far it came."""
+    edit = entry.edit
+    for name in _names(edit.home):
+        if name.number == edit.number:
+            return replace(entry, edit=replace(edit, state=name.state, progress=name.progress, name=name.name))
+    return entry
 
 
 def _names(home: Home) -> list[_Name]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckpt_tools.core.durable import Look
-from ckpt_tools.edits.journal import Edit, Home, NotOnDiskError
+from ckpt_tools.edits.journal import Edit, Home
 from ckpt_tools.model.plan import MoveFile, Plan, final, origin
 
 
@@ -53,10 +53,9 @@ def compare(before: Mapping[str, Look | None], after: Mapping[str, Look | None])
 
 def why(home: Home, error: BaseException) -> str:
     """Return an error of the system as people read it, with the path inside the checkpoint."""
-    cause = error.error if isinstance(error, NotOnDiskError) else error
-    if not isinstance(cause, OSError):
-        return str(cause)
-    reason = (cause.strerror or str(cause) or type(cause).__name__).lower()
-    if not isinstance(cause.filename, str):
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    if not isinstance(error.filename, str):
         return reason
-    return f"{cause.filename.removeprefix(home.root).lstrip('/') or '.'}: {reason}"
+    return f"{error.filename.removeprefix(home.root).lstrip('/') or '.'}: {reason}"

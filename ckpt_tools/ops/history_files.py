@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -69,7 +70,7 @@ def read(run: Run, progress: Progress) -> Facts:
             if log is not None:
                 found.append((log.step, False, log, view.state or {}))
             _numbers(view, facts)
-            facts.unreadable += [f"{checkpoint.path}/{file}" for file in view.errors]
+            facts.unreadable += [posixpath.normpath(f"{checkpoint.path}/{file}") for file in view.errors]
             view.release()
             task.advance(1)
     if not run.single:
@@ -107,6 +108,8 @@ def _state(view: View, name: str, facts: Facts) -> logs.Log | None:
     """Read the log of one trainer's state, and say so where that is not possible."""
     part = view.checkpoint.first(Role.TRAINER_STATE)
     if part is None:
+        if view.checkpoint.layout == "hf-trainer" and view.checkpoint.path != ".":
+            facts.notes.append(Note("no-log", f"{name} has no {OWN}: what it logged is not here"))
         return None
     state = view.state
     if state is None:

@@ -75,7 +75,9 @@ def _panel(figure: Figure, panel: Panel, span: tuple[float, float], top: int) ->
         place = f"{x(min(max(mark.after + 0.5, span[0]), span[1])):.1f}"
         yield f'<line class="{kind}" x1="{place}" x2="{place}" y1="{upper}" y2="{lower}">'
         yield f"<title>{_text(mark.label)}</title></line>"
-        yield f'<text class="{kind if mark.bad else ""}" x="{place}" y="{upper - 3}">{_text(mark.label)}</text>'
+        side = "end" if float(place) > WIDTH - 160 else "start"
+        words = f'class="{"b" if mark.bad else "n"}" text-anchor="{side}"'
+        yield f'<text {words} x="{place}" y="{upper - 3}">{_text(mark.label)}</text>'
     for number, each in enumerate(panel.series):
         colour = COLOURS[number % len(COLOURS)]
         points = thinned(each.points, MOST_POINTS)

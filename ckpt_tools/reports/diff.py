@@ -81,14 +81,14 @@ class TensorRow:
     def retyped(self) -> bool:
         return self.left.dtype != self.right.dtype
 
-    def weight_of_change(self) -> tuple[float, float, str]:
+    def weight_of_change(self) -> tuple[int, float, float, str]:
         """Return the key that sorts what moved most to the front: other shapes first, NaN before every number."""
         distance = self.distance
         if self.reshaped or distance is None:
-            return (-float("inf"), -float("inf"), self.name)
+            return 0, 0.0, 0.0, self.name
         if distance.nan_left != distance.nan_right or distance.relative is None:
-            return (-float("inf"), -distance.largest, self.name)
-        return (-distance.relative, -distance.largest, self.name)
+            return 1, 0.0, -distance.largest, self.name
+        return 2, -distance.relative, -distance.largest, self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,8 @@ class HistoryReport:
         found: list[Block] = [Text(tuple(self._head()), "heading")]
         if self.rows:
             found.append(self._table())
+        elif self.stored:
+            found.append(self._counters())
         for seam in self.seams:
             found.append(Text((_seam_line(seam),), "plain" if seam.continuous else "bad"))
             found.append(Fields(tuple((f"  {sign.name}", f"{_WORDS[sign.state]}{sign.text}") for sign in seam.signs)))
@@ -167,12 +169,29 @@ class HistoryReport:
         yield from (note.message for note in self.notes if note.breaks)
 
     def _head(self) -> Iterator[str]:
-        steps = [row.step for row in self.rows]
-        told = f"steps {min(steps):,} to {max(steps):,}" if steps else "no step is logged"
-        total = f" of {self.total:,}" if steps and self.total else ""
-        schedule = f", {self.schedule} schedule" if self.schedule else ""
-        yield f"{told}{total}, {count(len(steps), 'logged step')}{schedule}"
-        yield f"joined from {first_names([each.path for each in self.sources], 6)}"
+        if self.rows:
+            total = f" of {self.total:,}" if self.total else ""
+            schedule = f", {self.schedule} schedule" if self.schedule else ""
+            steps = f"steps {self.rows[0].step:,} to {self.rows[-1].step:,}{total}"
+            yield f"{steps}, {count(len(self.rows), 'logged step')}{schedule}"
+        else:
+            yield "no step is logged: only stored counters can be compared"
+        if self.sources:
+            yield f"joined from {first_names([each.path for each in self.sources], 6)}"
+
+    def _counters(self) -> Table:
+        rows = tuple(
+            (
+                each.path,
+                _number(each.step),
+                _number(each.optimizer_step),
+                _number(each.scheduler_step),
+                _number(each.rate),
+            )
+            for each in self.stored
+        )
+        columns = ("checkpoint", "step", "optimizer steps", "scheduler steps", "learning rate")
+        return Table(columns, rows, frozenset(range(1, 5)))
 
     def _table(self) -> Table:
         names = [name for name in self.measures if name.startswith("eval_") and not name.endswith(_UNTOLD)]
@@ -181,12 +200,8 @@ class HistoryReport:
         shown: list[tuple[str, ...]] = []
         places = self._seam_places()
         chosen = self._chosen(places)
-        last = -1
         for place in chosen:
             row = self.rows[place]
-            if place > last + 1:
-                shown.append(("...", *[""] * (3 + len(names)), ""))
-            last = place
             numbers = [_number(row.loss), _number(row.rate), *(_number(row.values.get(name)) for name in names)]
             shown.append((f"{row.step:,}", _number(row.epoch), *numbers, _mark(places.get(place))))
         left = len(self.rows) - len(chosen)

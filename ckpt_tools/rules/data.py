@@ -312,13 +312,20 @@ def _outliers(file: FileSummary, beside: list[DataSummary | None]) -> Iterator[t
         if each.largest is None or each.largest <= OUTLIER:
             continue
         for data in beside:
-            same = data.files.get(file.path) if data is not None else None
+            same = _same_file(file, data) if data is not None else None
             other = same.tensors.get(name) if same is not None else None
             if other is None or not other.largest:
                 continue
             if each.largest > RATIO * other.largest:
                 yield name, each.largest, other.largest
                 break
+
+
+def _same_file(file: FileSummary, data: DataSummary) -> FileSummary | None:
+    """Return the file that stands for ``file`` in another checkpoint: by name, or where each is one file."""
+    if len(data.files) == 1:
+        return next(iter(data.files.values()))
+    return data.files.get(file.path)
 
 
 @rule("CK407", "bool-bytes", Severity.ERROR, Checkpoint, impact=None, depth="deep")

@@ -117,4 +117,5 @@ def legacy(
     keys = list(storages) if listed is None else listed
     names = b"](" + b"".join(text(key) for key in keys) + b"e" if keys else b"]"
     data = b"".join(struct.pack("<q", len(raw) // width) + raw for raw in storages.values())
+    body = body.replace(b"tQ", b"NtQ")  # a reference to a storage has one part more than in a zip
     return head + pickled(system) + pickled(body) + pickled(names) + data

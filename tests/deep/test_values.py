@@ -294,13 +294,24 @@ def test_a_flipped_exponent_stands_out_beside_its_neighbour(copy_of: Copy) -> No
 
 def test_large_values_that_were_there_before_are_right(copy_of: Copy) -> None:
     run = copy_of("trainer5-full")
-    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):
+    for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6", "."):
 
         def change(tensors: dict[str, np.ndarray]) -> None:
             tensors[min(tensors)].reshape(-1)[0] = 1e30
 
         change_safetensors(run / name / "model.safetensors", change)
     assert codes(verify(run)) == set()
+
+
+def test_runs_of_single_files_are_compared_as_well(copy_of: Copy) -> None:
+    run = copy_of("plain/epochs")
+
+    def change(state) -> None:
+        tensors = next(each for each in state.values() if isinstance(each, dict) and "weight" in str(list(each)))
+        next(each for each in tensors.values() if each.is_floating_point()).view(-1)[0] = 1e25
+
+    change_torch(run / "epoch_2.pt", change)
+    assert one(verify(run), "CK406").severity is Severity.WARNING
 
 
 # Bool bytes, and what nothing can see ----------------------------------------------------------------------------

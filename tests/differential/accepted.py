@@ -51,6 +51,17 @@ STRICTER: tuple[Stricter, ...] = (
         lambda damage, finding: finding.code == "CK225" and "on the same bytes" in "".join(finding.detail),
     ),
     Stricter(
+        "old-storage-never-filled",
+        "a legacy file whose list of storages lacks one, or has it in another size: torch makes it and never fills it, "
+        "so that its numbers are what was in memory before",
+        lambda damage, finding: finding.code in ("CK222", "CK223", "CK236") and damage.data.startswith(b"\x80"),
+    ),
+    Stricter(
+        "version-inflated",
+        "the version record marked as compressed: torch inflates its two bytes to something, and takes that",
+        lambda damage, finding: finding.code == "CK225" and "/version should unpack" in "".join(finding.detail),
+    ),
+    Stricter(
         "leads-outside",
         "records named to be unpacked elsewhere: torch never unpacks, and never writes such a name",
         lambda damage, finding: finding.code == "CK704",

@@ -78,10 +78,11 @@ def test_every_kind_of_file_has_an_oracle(tmp_path: Path) -> None:
         assert loaders.load(path, container) is not None
 
 
-@pytest.mark.parametrize("length", [2, 8, 640, 896, 1152, 1408, 19280, 23106, 35615, 65536, 2 << 16, 5 << 16])
+@pytest.mark.parametrize("length", [72, 640, 896, 1152, 1408, 19280, 23106, 35615, 65536, 2 << 16, 5 << 16])
 def test_a_header_of_any_length_is_a_safetensors_header(length: int, tmp_path: Path) -> None:
     """Its first bytes may look like those of a pickle (1,152), a zip, gzip (35,615) or bzip2 (23,106) file."""
     path = tmp_path / "model.safetensors"
-    path.write_bytes(length.to_bytes(8, "little") + b"{}".ljust(length))
+    header = b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + bytes(4))
     assert loaders.load(path, "safetensors") is None
     assert not [finding for finding in compare.look(path) if finding.severity >= Severity.ERROR]

@@ -15,6 +15,7 @@ from ckpt_tools.core.errors import EditError
 from ckpt_tools.edits.apply import apply
 from ckpt_tools.edits.back import newest, recover, undo, unfinished
 from ckpt_tools.edits.journal import home_of
+from ckpt_tools.model.plan import Plan
 from tests.architecture.package import REPOSITORY
 from tests.edits.cases import PLANS, prepare
 from tests.edits.crash import Change, Quick, Watched, state
@@ -48,6 +49,14 @@ class Failing(Watched):
         raise OSError(self.number, os.strerror(self.number), path)
 
 
+def attempt(root: Path, plan: Plan, disk: Watched) -> EditError | None:
+    try:
+        apply(home_of(root), plan, disk=disk)
+    except EditError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("number", [FULL, BROKEN])
 def test_one_refusal_takes_the_whole_edit_back(tmp_path: Path, name: str, number: int) -> None:
@@ -56,9 +65,8 @@ def test_one_refusal_takes_the_whole_edit_back(tmp_path: Path, name: str, number
         plan = prepare(root, name)
         old, times = state(root), os.stat(root).st_mtime_ns
         disk = Failing(at, number, lasts=False)
-        try:
-            apply(home_of(root), plan, disk=disk)
-        except EditError as error:
+        error = attempt(root, plan, disk)
+        if error is not None:
             assert not error.pending
             assert error.exit_code == 3
             assert str(tmp_path) not in str(error)
@@ -82,9 +90,8 @@ def test_what_cannot_be_taken_back_yet_is_left_for_undo(tmp_path: Path, name: st
         plan = prepare(root, name)
         old = state(root)
         disk = Failing(at, number, lasts=True)
-        try:
-            apply(home_of(root), plan, disk=disk)
-        except EditError as error:
+        error = attempt(root, plan, disk)
+        if error is not None:
             waiting = unfinished(home_of(root))
             assert error.pending is bool(waiting)
             assert error.exit_code == (5 if waiting else 3)
