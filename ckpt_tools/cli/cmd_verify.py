@@ -75,6 +75,8 @@ def command(
     """
     from ckpt_tools.ops.verify import verify
 
+    if deep:
+        console.spare_processors()
     codes = set()
     headed = len(paths) > 1 and output_format == "text" and not quiet
     for number, path in enumerate(paths):

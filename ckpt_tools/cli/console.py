@@ -74,6 +74,11 @@ def progress(quiet: bool = False) -> Progress:
     return SILENT if quiet or not is_terminal(sys.stderr) else _Bars()
 
 
+def spare_processors() -> None:
+    """Keep numpy's linear algebra, which is not used here, from starting threads of its own when numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def settle_streams() -> None:
     """Flush both streams, so that nothing is left for the interpreter to complain about while it ends."""
     for stream in (sys.stdout, sys.stderr):

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple
 
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value
+
+_pauses = 0
+_pausing = Lock()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the collector of reference cycles still while many objects are made, none of which is garbage.
+
+    It would look through all of them again and again, which takes as long as the reading itself.
+    """
+    global _pauses  # noqa: PLW0603 - the collector is the process's, and so is the count
+    with _pausing:
+        enabled = gc.isenabled()
+        if enabled or _pauses:
+            _pauses += 1
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _pausing:
+            if _pauses:
+                _pauses -= 1
+                if not _pauses:
+                    gc.enable()
 
 
 class FormatError(Exception):

@@ -12,14 +12,11 @@ at most ``MAX_VISITS`` plus one value per byte, however often values are shared.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
-from ckpt_tools.containers.base import FormatError
+from ckpt_tools.containers.base import FormatError, no_collection
 from ckpt_tools.containers.pickle_machine import Broken, Refused
 from ckpt_tools.containers.pickle_plain import PLAIN
 from ckpt_tools.containers.pickle_scan import View
@@ -34,32 +31,6 @@ MAX_DEPTH = 200
 MAX_VISITS = 1_000_000
 CYCLE = "pickle.reference_to_itself"
 SHARED = "pickle.reference_to_another_place"
-
-
-_pauses = 0
-_pausing = Lock()
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keep the collector of reference cycles still while many objects are made, none of which is garbage.
-
-    It would look through all of them again and again, which takes as long as the reading itself.
-    """
-    global _pauses  # noqa: PLW0603 - the collector is the process's, and so is the count
-    with _pausing:
-        enabled = gc.isenabled()
-        if enabled or _pauses:
-            _pauses += 1
-            gc.disable()
-    try:
-        yield
-    finally:
-        with _pausing:
-            if _pauses:
-                _pauses -= 1
-                if not _pauses:
-                    gc.enable()
 
 
 class CutError(FormatError):

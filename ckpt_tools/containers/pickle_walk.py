@@ -19,8 +19,7 @@ MAX_INT_DIGITS = 2400
 MAX_MARKS = 10_000
 
 _ONE_BYTE_FOLLOWS = b"hqK\x8c"
-_KNOWN_TO_TORCH = frozenset((0x80, 0x63, 0x81, 0x62, 0x55, 0x8A, 0x8F))
-"""Of the rare opcodes, those torch reads itself: PROTO GLOBAL NEWOBJ BUILD SHORT_BINSTRING LONG1 EMPTY_SET."""
+_KNOWN_TO_TORCH = frozenset(b"\x80c\x81bU\x8a\x8f")  # PROTO GLOBAL NEWOBJ BUILD SHORT_BINSTRING LONG1 EMPTY_SET
 
 _U2 = Struct("<H").unpack_from
 _I4 = Struct("<i").unpack_from

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_tools.containers.base import Content, FormatError
+from ckpt_tools.containers.base import Content, FormatError, no_collection
 from ckpt_tools.containers.kinds import printable
 from ckpt_tools.containers.safetensors_header import DTYPES, Faults, Header, Row, decode
 from ckpt_tools.containers.safetensors_ranges import Ranges
@@ -23,6 +23,7 @@ _LISTED = 10
 _UNCOVERED = 'safetensors refuses it: "incomplete metadata, file not fully covered"'
 
 
+@no_collection()
 def read(source: Source) -> Content:
     """Return the tensors that the header describes and everything that is wrong with it.
 

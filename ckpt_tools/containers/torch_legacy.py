@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_tools.containers import pickle_stream
-from ckpt_tools.containers.base import Content, FormatError, Record
+from ckpt_tools.containers.base import Content, FormatError, Record, no_collection
 from ckpt_tools.containers.kinds import printable
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.core.source import Extent, Source
@@ -23,6 +23,7 @@ PROTOCOL = 1001
 _NAMES = ("magic number", "protocol version", "system information", "object", "storage keys")
 
 
+@no_collection()
 def read(source: Source) -> Content:
     """Return what an old torch file says of itself; bad bytes are problems, never an exception.
 

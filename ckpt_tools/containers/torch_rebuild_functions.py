@@ -231,5 +231,3 @@ REBUILD: dict[str, Callable[[TorchValues, tuple[Value, ...]], Value]] = {
     "torch._utils._rebuild_device_tensor_from_numpy": _from_numpy,
     "torch._utils._rebuild_xla_tensor": _from_numpy,
 }
-
-

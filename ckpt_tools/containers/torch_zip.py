@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_tools.containers import pickle_stream, torch_zip_cut, torch_zip_miniz, zip_directory
-from ckpt_tools.containers.base import Content, FormatError, Record
+from ckpt_tools.containers.base import Content, FormatError, Record, no_collection
 from ckpt_tools.containers.torch_values import TorchValues, several
 from ckpt_tools.containers.zip_directory import DEFLATED, LOCAL, LOCKED, REACH, STORED, Directory, Entry
 from ckpt_tools.core.source import Extent, Source
@@ -21,7 +21,7 @@ MAX_SMALL = 4096
 MAX_UNPACKED = 1 << 26
 MAX_NOTED = 50
 _LEADING = re.compile(rb"[ \t\n\v\f\r]*\+?(\d+)")
-_MARKS = ("..", "\\", "\0", ":")
+_MARKS = ("..", "\\", "\0", ":", "\n/")
 _OWN = frozenset(
     ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 )
@@ -36,7 +36,7 @@ def read(source: Source) -> Content:
     Raises:
         SourceError: the file could not be read.
     """
-    with pickle_stream.no_collection():
+    with no_collection():
         try:
             directory = zip_directory.read(source)
         except FormatError as error:
@@ -57,7 +57,7 @@ class _Reader:
         self.members: dict[str, Entry] = {}
         self.root = ""
         self.rooted = False
-        self.folded: dict[str, Entry] | None = None
+        self.folded: dict[str, Entry] = {}
         self.big = False
         self.extents: dict[str, Extent] = {}
         self.packed: frozenset[str] = frozenset()
@@ -74,7 +74,7 @@ class _Reader:
         records = tuple(
             [
                 Record(name, Extent(path, base + start, packed), crc32)
-                for name, _, start, packed, _, crc32, _, _ in self.members.values()
+                for name, (_, _, start, packed, _, crc32, _, _) in self.members.items()
                 if start >= 0 and name[-1:] != "/"
             ]
         )
@@ -147,9 +147,7 @@ class _Reader:
     def member(self, name: str) -> Entry | None:
         """Return the record that torch finds under a name."""
         entry = self.members.get(name)
-        if entry is None and self.folded is None:
-            self.folded = torch_zip_miniz.winners(self.directory.entries)
-        return entry if entry is not None or self.folded is None else self.folded.get(name.lower())
+        return self.folded.get(name.lower()) if entry is None else entry
 
     def names(self, entries: list[Entry]) -> None:
         """Collect the members by name; of several of one name, the one that torch finds."""
@@ -160,7 +158,8 @@ class _Reader:
         self.facts["root"] = self.root
         members = self.members = {entry.name: entry for entry in entries}
         doubled: dict[str, int] = {}
-        if len(members) != len(entries):
+        self.folded = {entry.name.lower(): entry for entry in entries}
+        if len(self.folded) != len(entries):
             self.folded = torch_zip_miniz.winners(entries)
             for entry in entries:
                 doubled[entry.name] = doubled.get(entry.name, 0) + 1
@@ -168,8 +167,8 @@ class _Reader:
             doubled = {name: count for name, count in doubled.items() if count > 1}
         inside = f"{self.root}/"
         outside = [name for name in members if not name.startswith(inside) or not self.rooted]
-        every = "\n".join(members)
-        unsafe = [name for name in members if _unsafe(name)] if any(mark in every for mark in _MARKS) or outside else []
+        every = "\n".join(("", *members))
+        unsafe = [name for name in members if _unsafe(name)] if outside or any(mark in every for mark in _MARKS) else []
         for name, count in list(doubled.items())[:MAX_NOTED]:
             self.problem("record-duplicate", "a record is there more than once", name,
                          f"{name} is listed {count} times", "torch.load takes one of them")  # fmt: skip
@@ -335,7 +334,14 @@ class _Reader:
         return result
 
     def place(self, key: str) -> Extent | None:
-        return self.extents.get(f"{self.root}/data/{key}") if key not in self.packed else None
+        if key in self.packed:
+            return None
+        name = f"{self.root}/data/{key}"
+        extent = self.extents.get(name)
+        if extent is not None or name in self.members:
+            return extent
+        entry = self.member(name)
+        return None if entry is None else self.extents.get(entry.name)
 
     def storages(self, values: TorchValues, tensors: Mapping[str, TensorRef]) -> None:
         """Check that every storage has its record, of the right size."""

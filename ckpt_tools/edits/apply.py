@@ -18,7 +18,7 @@ from ckpt_tools.edits.journal import Entry, Home
 from ckpt_tools.edits.outcome import Outcome, compare, files_of, why
 from ckpt_tools.edits.session import restore_directories, session
 from ckpt_tools.edits.steps import Steps
-from ckpt_tools.model.plan import MoveFile, Plan, WriteFile
+from ckpt_tools.model.plan import AppendBytes, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile, origin
 
 Prove = Callable[[], str | None]
 """Opens the files again and says what is not exactly as the plan meant it, None when all is."""
@@ -85,17 +85,17 @@ def _begin(home: Home, plan: Plan, directories: dict[str, int], command: str, no
     steps = Steps(home.root, plan, 0, disk)
     files: dict[str, int] = {}
     digests: dict[str, str] = {}
-    moved = any(isinstance(step[0], MoveFile) for step in steps.steps)
-    for path in files_of(plan):
+    for path, last in files_of(plan).items():
         there = look(home.at(path))
         if there is None or not there.is_file:
             continue
         files[path] = there.mtime_ns
-        if moved or there.size > SMALL:
-            continue
-        own = [step for step in steps.steps if step[0].path == path]
-        if not isinstance(own[0][0], WriteFile):
-            digests[path] = steps.digest(path, own)
+        if there.size <= SMALL:
+            every = enumerate(steps.steps)
+            own = [step for number, step in every if origin(steps.steps, number, step[0].path) == path]
+            kinds = {type(step[0]) for step in own}
+            if kinds & {PatchBytes, AppendBytes, TruncateTo} and WriteFile not in kinds:
+                digests[last] = steps.digest(path, own)
     draft = journal.first_draft(home, plan, command, now_ns)
     entry = Entry(draft, plan, files, directories, _new_directories(home, plan), digests)
     try:

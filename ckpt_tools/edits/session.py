@@ -20,12 +20,12 @@ def session(home: Home, paths: tuple[str, ...], disk: Disk | None) -> Iterator[t
     """Hold the locks of a journal and of those that speak of the same files; yield the disk and directory times."""
     local = LocalDisk() if disk is None else None
     held: Disk = local or disk or LocalDisk()
-    root = look(home.root)
     directories = _directory_times(home, paths)
     try:
         with ExitStack() as stack:
             try:
                 _make_sidecar(home, held)
+                set_time(home.root, directories[""], held)
                 stack.enter_context(held.lock(home.lock))
                 for other in journal.within(home, paths):
                     stack.enter_context(held.lock(other.lock))
@@ -42,8 +42,6 @@ def session(home: Home, paths: tuple[str, ...], disk: Disk | None) -> Iterator[t
     finally:
         if local is not None:
             local.close()
-        if root is not None:
-            set_time(home.root, root.mtime_ns, held)
 
 
 def _make_sidecar(home: Home, disk: Disk) -> None:

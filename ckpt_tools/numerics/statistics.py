@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,13 +22,14 @@ class Format:
     """How a float type uses its bits.
 
     ``limit`` is the lowest magnitude (bits without the sign) that is no finite number, ``inf`` the one that is
-    infinite, None where the type has none.  ``code`` is numpy's kind of integer without its sign.
+    infinite, None where the type has none.  ``number`` is the type that gives bits their value,
+    ``parts`` how many of it are one element.
     """
 
     width: int
     limit: int
     inf: int | None
-    numpy: Any
+    number: str
     parts: int = 1
     signed: bool = True
     lone_nan: bool = False
@@ -40,22 +40,31 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "float64": Format(8, 0x7FF0 << 48, 0x7FF0 << 48, np.float64),
-    "float32": Format(4, 0x7F80_0000, 0x7F80_0000, np.float32),
-    "float16": Format(2, 0x7C00, 0x7C00, np.float16),
-    "bfloat16": Format(2, 0x7F80, 0x7F80, ml_dtypes.bfloat16),
-    "float8_e5m2": Format(1, 0x7C, 0x7C, ml_dtypes.float8_e5m2),
-    "float8_e4m3fn": Format(1, 0x7F, None, ml_dtypes.float8_e4m3fn),
-    "float8_e4m3fnuz": Format(1, 0x80, None, ml_dtypes.float8_e4m3fnuz, lone_nan=True),
-    "float8_e5m2fnuz": Format(1, 0x80, None, ml_dtypes.float8_e5m2fnuz, lone_nan=True),
-    "float8_e8m0fnu": Format(1, 0xFF, None, getattr(ml_dtypes, "float8_e8m0fnu", None), signed=False),
-    "complex32": Format(2, 0x7C00, 0x7C00, np.float16, parts=2),
-    "complex64": Format(4, 0x7F80_0000, 0x7F80_0000, np.float32, parts=2),
-    "complex128": Format(8, 0x7FF0 << 48, 0x7FF0 << 48, np.float64, parts=2),
+    "float64": Format(8, 0x7FF0 << 48, 0x7FF0 << 48, "float64"),
+    "float32": Format(4, 0x7F80_0000, 0x7F80_0000, "float32"),
+    "float16": Format(2, 0x7C00, 0x7C00, "float16"),
+    "bfloat16": Format(2, 0x7F80, 0x7F80, "bfloat16"),
+    "float8_e5m2": Format(1, 0x7C, 0x7C, "float8_e5m2"),
+    "float8_e4m3fn": Format(1, 0x7F, None, "float8_e4m3fn"),
+    "float8_e4m3fnuz": Format(1, 0x80, None, "float8_e4m3fnuz", lone_nan=True),
+    "float8_e5m2fnuz": Format(1, 0x80, None, "float8_e5m2fnuz", lone_nan=True),
+    "float8_e8m0fnu": Format(1, 0xFF, None, "float8_e8m0fnu", signed=False),
+    "complex32": Format(2, 0x7C00, 0x7C00, "float16", parts=2),
+    "complex64": Format(4, 0x7F80_0000, 0x7F80_0000, "float32", parts=2),
+    "complex128": Format(8, 0x7FF0 << 48, 0x7FF0 << 48, "float64", parts=2),
 }
 """The types that have NaN or Inf; 4- and 6-bit floats have neither."""
 
 WIDTHS = {name: form.width for name, form in FORMATS.items()}
+
+
+def number_type(name: str) -> Any:
+    """Return the type of numpy or ml_dtypes that is called ``name``, None where an old version has none."""
+    if hasattr(np, name):
+        return getattr(np, name)
+    import ml_dtypes
+
+    return getattr(ml_dtypes, name, None)
 
 
 class Facts:
@@ -116,10 +125,12 @@ class Facts:
     def magnitude(self) -> float | None:
         """The largest finite magnitude as a number, None where no finite element was seen."""
         form = self.form
-        if form is None or self.largest < 0 or form.numpy is None:
+        if form is None or self.largest < 0:
             return None
-        little = np.array([self.largest], dtype=f"<u{form.width}")
-        return float(little.astype(f"=u{form.width}").view(form.numpy)[0])
+        if form.number == "bfloat16":
+            return float(np.array([self.largest << 16], np.uint32).view(np.float32)[0])
+        kind = number_type(form.number)
+        return None if kind is None else float(np.array([self.largest], f"u{form.width}").view(kind)[0])
 
     @property
     def zero(self) -> bool | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ckpt_tools.containers.base import Content, Record
 from ckpt_tools.core.errors import UsageError
@@ -15,6 +15,9 @@ from ckpt_tools.model.tensors import DTYPE_BITS, TensorRef
 from ckpt_tools.numerics.gather import fills_its_extent
 from ckpt_tools.numerics.spans import Span
 from ckpt_tools.numerics.statistics import FORMATS
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 EXTRA_READS = 4
 SPARE = 1 << 26
@@ -53,6 +56,8 @@ class Sample:
 
     def takes(self, begin: int, end: int, total: int) -> bool:
         """Return whether ``[begin, end)`` of ``total`` bytes is in; each run is in one of ``1/n`` ... ``n/n``."""
+        from fractions import Fraction
+
         middle = Fraction(begin + end, 2 * total) if total else Fraction(0)
         return (middle - self.start) % 1 < self.share
 
@@ -63,6 +68,8 @@ def parse_sample(text: str, day: int) -> Sample:
     Raises:
         UsageError: it is neither.
     """
+    from fractions import Fraction
+
     try:
         if text.endswith("%"):
             share = Fraction(text[:-1].strip()) / 100

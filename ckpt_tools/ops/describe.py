@@ -8,10 +8,11 @@ from typing import Any
 
 from ckpt_tools.layouts import by_name
 from ckpt_tools.layouts.view import View
+from ckpt_tools.model import schedules
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping, real, whole
-from ckpt_tools.ops import schedules, versions
+from ckpt_tools.ops import versions
 from ckpt_tools.reports.info import Adapter, Described, Files, Model, Progress, Schedule, Training
 
 SHOWN_FILES = 3

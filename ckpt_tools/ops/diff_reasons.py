@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckpt_tools.layouts.view import View
-from ckpt_tools.ops import diff_names, schedules
+from ckpt_tools.model import schedules
+from ckpt_tools.ops import diff_names
 from ckpt_tools.ops.diff_tensors import Pair
 from ckpt_tools.reports.diff import DiffReport, TensorRow, Tensors
 from ckpt_tools.reports.units import count, first_names

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.listing import SIDECAR
-from ckpt_tools.model.manifest import NAME, Manifest, ManifestError
+from ckpt_tools.model.manifest import NAME, Manifest
+from ckpt_tools.model.manifest_document import ManifestError
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.ops.diff_targets import Target
 from ckpt_tools.ops.diff_tensors import Pair

@@ -10,10 +10,11 @@ from ckpt_tools.containers import reader
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.listing import SIDECAR
 from ckpt_tools.layouts.view import View
+from ckpt_tools.model import schedules
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping
-from ckpt_tools.ops import diff_log, schedules
+from ckpt_tools.ops import diff_log
 from ckpt_tools.ops.diff_targets import Target
 from ckpt_tools.ops.diff_tensors import is_dense, same_bytes
 from ckpt_tools.ops.diff_values import MOST_CHANGES, TooMuchError, changes, plain, same
@@ -89,8 +90,9 @@ class Sections:
             (len(found) - added - removed, "of another size"),
         )
         text = ", ".join(f"{number:,} {what}" for number, what in words if number)
-        shown = tuple(Change(c.key, *(_size(side) for side in (c.left, c.right))) for c in found[:MOST_CHANGES])
-        return Section("files", "files", shown, text, counts=False, left_out=len(found) - len(shown))
+        shown = tuple(found[:MOST_CHANGES])
+        left_out = len(found) - len(shown)
+        return Section("files", "files", shown, text, counts=False, left_out=left_out, unit="byte")
 
     def _role(
         self, name: str, title: str, role: Role, tidy: Callable[[Any], Any] = lambda value: value
@@ -281,7 +283,7 @@ def _section(name: str, title: str, found: list[Change], *, left_out: int = 0) -
 
 
 def _size(value: Any) -> Any:
-    return value if value is MISSING else f"{value:,} bytes"
+    return value if value is MISSING else count(value, "byte")
 
 
 def _sizes(view: View) -> dict[str, int]:

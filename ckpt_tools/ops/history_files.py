@@ -15,9 +15,10 @@ from ckpt_tools.core.progress import Progress
 from ckpt_tools.layouts import LAYOUTS
 from ckpt_tools.layouts.match import is_export, is_file
 from ckpt_tools.layouts.view import View
+from ckpt_tools.model import schedules
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.values import Value, whole
-from ckpt_tools.ops import describe, logs, schedules, seams
+from ckpt_tools.ops import describe, logs, seams
 from ckpt_tools.reports.history import Note, Source, Stored
 
 OWN = "trainer_state.json"

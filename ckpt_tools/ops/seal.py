@@ -26,7 +26,7 @@ from ckpt_tools.reports.seal import SealedCheckpoint, SealReport
 from ckpt_tools.rules.base import Settings
 
 _LOCK = "lock"
-_WANTED = {"checksums": True, "statistics": True, "digests": True}
+_WANTED = {"checksums": True, "statistics": False, "digests": True}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,8 @@ from ckpt_tools.model.manifest import (
     SealedFile,
     SealedTensor,
     compare,
-    document,
-    parse,
 )
+from ckpt_tools.model.manifest_document import document, parse
 from ckpt_tools.model.summaries import FileSummary, Segment
 
 SMALL = 1 << 20

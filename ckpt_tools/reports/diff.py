@@ -43,7 +43,7 @@ class Section:
     """One subject of the comparison.
 
     ``counts`` is False where a difference is one of storage only (a file's name, a shard's size) and its contents are
-    compared elsewhere.  ``left_out`` counts further changes that are not listed.
+    compared elsewhere.  ``left_out`` counts further changes that are not listed; whole numbers are of ``unit``.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Section:
     summary: str = ""
     counts: bool = True
     left_out: int = 0
+    unit: str = ""
 
     @property
     def differs(self) -> bool:

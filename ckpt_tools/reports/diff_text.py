@@ -79,7 +79,7 @@ def summary(found: Tensors) -> str:
 
 def _changes(section: Section) -> Table:
     shown = section.changes[:SHOWN_KEYS]
-    rows = [_change(change) for change in shown]
+    rows = [_change(change, section.unit) for change in shown]
     noted = any(row[3] for row in rows)
     more = len(section.changes) - len(shown) + section.left_out
     if more:
@@ -88,8 +88,11 @@ def _changes(section: Section) -> Table:
     return Table(columns, tuple(row[: len(columns)] for row in rows), title=section.title)
 
 
-def _change(change: Change) -> tuple[str, str, str, str]:
-    return change.key, value(change.left), value(change.right), change.note
+def _change(change: Change, unit: str) -> tuple[str, str, str, str]:
+    left, right = (
+        count(side, unit) if unit and isinstance(side, int) else value(side) for side in (change.left, change.right)
+    )
+    return change.key, left, right, change.note
 
 
 def value(item: Any) -> str:

@@ -330,7 +330,7 @@ def call_of_number() -> bytes:
 
 
 def call_without_tuple() -> bytes:
-    return PROTO2 + b"cm\nf\n]R" + STOP
+    return PROTO2 + b"cm\nf\nK\x01R" + STOP
 
 
 def build_on_list() -> bytes:
@@ -371,7 +371,6 @@ DAMAGED: tuple[Callable[[], bytes], ...] = (
     string_length,
     frame_length,
     invalid_opcode,
-    protocol_9,
     mark_missing,
     tuple_without_mark,
     mark_left,

@@ -52,8 +52,11 @@ def test_any_value_is_read(raw: str) -> None:
     assert content.problems == ()
 
 
-def test_a_byte_order_mark_is_let_through() -> None:
+def test_a_byte_order_mark_is_read_and_told() -> None:
+    """json.loads refuses it, and so does every loader of a configuration."""
     content = read(b'\xef\xbb\xbf{"a": 1}')
+    assert only(content).kind == "json-damaged"
+    assert "Unexpected UTF-8 BOM" in " ".join(only(content).detail)
     assert content.value == {"a": 1}
     assert content.facts["bom"]
 

@@ -46,7 +46,8 @@ def test_a_damaged_record_is_one_line_with_quiet(copy_of: Copy, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "words", [["--sample", "1/7"], ["--deep", "--sample", "8/7"], ["--deep", "--sample", "x"], ["--deep", "--jobs", "0"]]
+    "words",
+    [["--sample", "1/7"], ["--deep", "--sample", "8/7"], ["--deep", "--sample", "x"], ["--deep", "--jobs", "0"]],
 )
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *words, RUN]) == 2

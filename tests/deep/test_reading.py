@@ -1,4 +1,5 @@
-"""What a look at a file knows: all types and views against torch, digests across containers, faults of the disk, samples."""
+"""What a look at a file knows: all types and views against torch, digests across containers, faults of the disk,
+samples."""
 
 from __future__ import annotations
 
@@ -54,7 +55,11 @@ def zoo(*, legacy: bool = False) -> dict[str, Any]:
     lonely = torch.randn(30, 20)
     lonely[0, 19] = float("nan")
     lonely[29, 0] = float("nan")
-    made |= {"left": lonely[:, :10], "turned": torch.randn(8, 9, 4).permute(2, 0, 1), "wide": torch.ones(3, 1).expand(3, 5)}
+    made |= {
+        "left": lonely[:, :10],
+        "turned": torch.randn(8, 9, 4).permute(2, 0, 1),
+        "wide": torch.ones(3, 1).expand(3, 5),
+    }
     turned = torch.randn(11, 13)
     turned[5, 7] = float("nan")
     made["turned.nan"] = turned.t()
@@ -109,7 +114,9 @@ def test_digests_are_of_tensors_and_not_of_files(tmp_path: Path, monkeypatch: py
     wants = deep.Wants(digests=True)
     of_zip = {name: each.digest for name, each in look_at_file(tmp_path / "zip.pt", wants=wants).tensors.items()}
     of_legacy = {name: each.digest for name, each in look_at_file(tmp_path / "legacy.pt", wants=wants).tensors.items()}
-    of_safe = {name: each.digest for name, each in look_at_file(tmp_path / "dense.safetensors", wants=wants).tensors.items()}
+    of_safe = {
+        name: each.digest for name, each in look_at_file(tmp_path / "dense.safetensors", wants=wants).tensors.items()
+    }
     assert of_zip == of_legacy
     assert all(str(digest).startswith("blake3-32m:") for digest in of_zip.values())
     assert of_safe == {name: of_zip[name] for name in dense}
@@ -149,7 +156,9 @@ def test_any_changed_byte_changes_the_digest_of_its_file(copy_of: Copy) -> None:
     generator = random.Random(9)
     original = path.read_bytes()
     for _ in range(20):
-        place = generator.randrange(before.tensors[next(iter(before.tensors))].ref.chunks[0].extent.offset, len(original))
+        place = generator.randrange(
+            before.tensors[next(iter(before.tensors))].ref.chunks[0].extent.offset, len(original)
+        )
         data = bytearray(original)
         data[place] ^= 1 << generator.randrange(8)
         path.write_bytes(data)
@@ -276,7 +285,9 @@ def test_an_interruption_passes_through(copy_of: Copy) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 40])
-@pytest.mark.parametrize("name", ["trainer5-full/checkpoint-4", "trainer4-bin/checkpoint-4", "trainer5-sharded/checkpoint-2"])
+@pytest.mark.parametrize(
+    "name", ["trainer5-full/checkpoint-4", "trainer4-bin/checkpoint-4", "trainer5-sharded/checkpoint-2"]
+)
 def test_the_parts_of_a_sample_cover_every_byte_once(name: str, parts: int, fixtures_dir: Path) -> None:
     whole = look(fixtures_dir / name)
     checked: dict[tuple[str, str], int] = {}

@@ -1,4 +1,5 @@
-"""Faults in values: NaN and Inf, lost pages, untrained adapters, impossible moments, outliers; and their look-alikes."""
+"""Faults in values: NaN and Inf, lost pages, untrained adapters, impossible moments, outliers; and their
+look-alikes."""
 
 from __future__ import annotations
 

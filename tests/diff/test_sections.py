@@ -152,7 +152,7 @@ def test_a_part_that_only_one_side_has(copy_of: Copy) -> None:
         (change,) = section(report, name).changes
         assert (change.left, change.right) == ("present", MISSING), name
     assert pairs(section(report, "tokenizer")) == {"tokenizer.json": ("1,733 bytes", MISSING)}
-    assert pairs(section(report, "other_files")) == {"notes.txt": (MISSING, "1 bytes")}
+    assert pairs(section(report, "other_files")) == {"notes.txt": (MISSING, "1 byte")}
     assert report.moments is not None
     assert len(report.moments.only_left) == 42
 

@@ -28,6 +28,10 @@ class Milder:
     covers: Callable[[Subject, Sequence[Finding], str], bool]
 
 
+def _all(names: frozenset[str], beginning: str) -> bool:
+    return bool(names) and all(name.startswith(beginning) for name in names)
+
+
 STRICTER: tuple[Stricter, ...] = (
     Stricter(
         "duplicate-names",
@@ -48,7 +52,13 @@ STRICTER: tuple[Stricter, ...] = (
     Stricter(
         "records-overlap",
         "a damaged local header moves the place of a record: torch reads its neighbour's bytes, and says nothing",
-        lambda damage, finding: finding.code == "CK225" and "on the same bytes" in "".join(finding.detail),
+        lambda damage, finding: (
+            finding.code == "CK225"
+            and (
+                "on the same bytes" in "".join(finding.detail)
+                or (finding.message.endswith("more records are damaged") and _all(damage.touched, "local-"))
+            )
+        ),
     ),
     Stricter(
         "old-storage-never-filled",

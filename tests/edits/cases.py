@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-from ckpt_tools.core.listing import scan
+from ckpt_tools.core.listing import SIDECAR, scan
 from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile
 
 DAY = 86_400 * 10**9
@@ -80,4 +79,9 @@ def prepare(root: Path, name: str) -> Plan:
     return Plan.of(f"the {name} edit", PLANS[name], scan(root).files)
 
 
-Maker = Callable[[Path], Plan]
+def times(root: Path) -> dict[str, int]:
+    return {
+        path.relative_to(root).as_posix(): path.lstat().st_mtime_ns
+        for path in (root, *root.rglob("*"))
+        if SIDECAR not in path.parts
+    }

@@ -254,3 +254,13 @@ def state(root: Path) -> dict[str, bytes | None]:
             found[folder.as_posix()] = None
             found.update({(folder / name).as_posix(): (Path(place) / name).read_bytes() for name in files})
     return found
+
+
+def stop_at(number: int, *, times: bool = False) -> Watched:
+    """Return a disk that leaves the edit as it is at a change, as a killed process does; ``times`` stop as well."""
+
+    def before(done: int, change: Change) -> None:
+        if done >= number and (times or change.name != "times"):
+            raise OSError(5, "gone")
+
+    return Watched(before)

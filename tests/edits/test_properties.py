@@ -9,15 +9,15 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckpt_tools.core.errors import EditError
 from ckpt_tools.core.listing import scan
 from ckpt_tools.edits.apply import apply
-from ckpt_tools.edits.back import newest, recover, undo
-from ckpt_tools.edits.journal import home_of
+from ckpt_tools.edits.back import history, newest, recover, undo
+from ckpt_tools.edits.journal import Home, home_of
 from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile
 from ckpt_tools.model.plan_document import from_document, to_document
-from tests.edits.cases import make
-from tests.edits.crash import Change, Quick, Watched, state
-from tests.edits.test_engine import times
+from tests.edits.cases import make, times
+from tests.edits.crash import Quick, state, stop_at
 
 NEW = st.binary(min_size=1, max_size=700)
 
@@ -64,7 +64,8 @@ def test_any_order_of_edits_and_undos_ends_in_the_original_bytes(data: st.DataOb
             elif doing == "fail":
                 at = data.draw(st.integers(4, 20))
                 plan = data.draw(plans(root))
-                if not interrupted(home_of(root), plan, at):
+                interrupted(home, plan, at)
+                if sum(edit.state == "done" for edit in history(home)) == len(states):
                     states.append(state(root))
             elif doing == "edit":
                 apply(home, data.draw(plans(root)), disk=Quick())
@@ -78,19 +79,12 @@ def test_any_order_of_edits_and_undos_ends_in_the_original_bytes(data: st.DataOb
         assert times(root) == original_times
 
 
-def interrupted(home: object, plan: Plan, at: int) -> bool:
-    """Apply a plan on a disk that stops at a change; return whether that was before its end."""
-
-    def before(done: int, _: Change) -> None:
-        if done >= at:
-            raise OSError(5, "gone")
-
+def interrupted(home: Home, plan: Plan, at: int) -> None:
+    """Apply a plan on a disk that stops at a change, and recover."""
     try:
-        apply(home, plan, disk=Watched(before))  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - what it says is tested elsewhere
-        recover(home, disk=Quick())  # type: ignore[arg-type]
-        return True
-    return False
+        apply(home, plan, disk=stop_at(at))
+    except EditError:
+        recover(home, disk=Quick())
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,6 +95,7 @@ def test_a_plan_survives_json(data: st.DataObject) -> None:
         assert from_document(json.loads(json.dumps(to_document(plan)))) == plan
 
 
+KEYS = st.sampled_from(["kind", "path", "offset", "old", "new", "data", "size", "to", "mtime_ns", "title", "actions"])
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -110,7 +105,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=6),
     max_leaves=12,
 )
-KEYS = st.sampled_from(["kind", "path", "offset", "old", "new", "data", "size", "to", "mtime_ns", "title", "actions"])
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckpt_tools.numerics.statistics import FORMATS, Facts
+from ckpt_tools.numerics.statistics import FORMATS, Facts, number_type
 
 SMALL = [name for name, form in FORMATS.items() if form.width == 1]
 PLAIN = [name for name, form in FORMATS.items() if form.parts == 1]
@@ -56,7 +56,7 @@ def test_every_byte_of_an_eight_bit_type(dtype: str) -> None:
     for bits in range(256):
         for company in ((), (0,), (0, 0x33)):
             raw = np.array([*company, bits], np.uint8)
-            want = expected(raw.view(FORMATS[dtype].numpy))
+            want = expected(raw.view(number_type(FORMATS[dtype].number)))
             assert seen(facts_of(raw, dtype)) == want, (dtype, bits)
 
 
@@ -64,8 +64,8 @@ def test_every_byte_of_an_eight_bit_type(dtype: str) -> None:
 def test_every_pattern_of_a_sixteen_bit_type(dtype: str) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     for row in every.reshape(256, 256):
-        assert seen(facts_of(row, dtype)) == expected(row.view(FORMATS[dtype].numpy))
-    assert seen(facts_of(every, dtype)) == expected(every.view(FORMATS[dtype].numpy))
+        assert seen(facts_of(row, dtype)) == expected(row.view(number_type(FORMATS[dtype].number)))
+    assert seen(facts_of(every, dtype)) == expected(every.view(number_type(FORMATS[dtype].number)))
 
 
 @pytest.mark.parametrize(("dtype", "order", "block"), list(product(PLAIN, ("little", "big"), (0, 1, 7))))
@@ -81,7 +81,7 @@ def test_random_values_in_blocks_of_either_order(dtype: str, order: str, block: 
         if trial % 4 == 0:
             values[random.integers(0, len(values))] = [np.nan, np.inf, -np.inf, -0.0][trial // 4 % 4]
         with np.errstate(all="ignore"):
-            typed = values.astype(form.numpy)
+            typed = values.astype(number_type(form.number))
         raw = typed.view(f"u{form.width}")
         stored = raw.byteswap() if order == "big" else raw
         assert seen(facts_of(stored, dtype, order, block=block)) == expected(typed)

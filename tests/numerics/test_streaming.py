@@ -136,7 +136,10 @@ def test_an_error_costs_what_it_hits_alone(sizes: tuple[int, int]) -> None:
     assert {number for number, found in enumerate(hurt.spans) if found.crc is None} == {5}
     assert [(error.path, error.errno) for error in hurt.errors] == [("bad.pt", errno.EIO)]
     assert "55,000" in str(hurt.errors[0])
-    assert all(found.crc == zlib.crc32(data[s.offset : s.offset + s.length]) for s, found in zip(spans, fine.spans))
+    assert all(
+        found.crc == zlib.crc32(data[s.offset : s.offset + s.length])
+        for s, found in zip(spans, fine.spans, strict=True)
+    )
 
 
 def test_a_file_that_shrinks_is_told_once_and_given_up(sizes: tuple[int, int]) -> None:
@@ -164,7 +167,10 @@ def test_a_file_that_cannot_be_opened_is_one_error() -> None:
         raise SourceError("locked", "Permission denied", errno=errno.EACCES)
 
     data = b"abc" * 100
-    jobs = [Job("locked", refuse, [Span(0, 10), Span(10, 10)]), Job("fine", lambda: BytesSource(data, "fine"), [Span(0, 300, crc=True)])]
+    jobs = [
+        Job("locked", refuse, [Span(0, 10), Span(10, 10)]),
+        Job("fine", lambda: BytesSource(data, "fine"), [Span(0, 300, crc=True)]),
+    ]
     locked, fine = stream(jobs, workers=2, task=Counting())
     assert [error.errno for error in locked.errors] == [errno.EACCES]
     assert fine.spans[0].crc == zlib.crc32(data)
@@ -222,7 +228,7 @@ def test_fills_never_split_an_element_and_end_at_pages() -> None:
     spans = [Span(8, 40, "float64"), Span(48, 10_000_000, "float64"), Span(10_000_048, 12, "float32")]
     (unit,) = units(spans)
     seen = list(fills(spans, unit, 0))
-    assert [number for _, _, pieces in seen for number, _, _ in pieces][0] == 0
+    assert seen[0][2][0][0] == 0
     inner = [(offset, length) for offset, length, pieces in seen if pieces[0][0] == 1]
     assert all(offset % 4096 == 0 for offset, _ in inner[1:])
     assert all(begin % 8 == 0 for _, _, pieces in seen for _, begin, _ in pieces)

@@ -15,10 +15,11 @@ import pytest
 
 from ckpt_tools.core.errors import NothingFoundError, SourceError
 from ckpt_tools.core.source import Extent
+from ckpt_tools.model import schedules
 from ckpt_tools.model.tensors import Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Pairs
 from ckpt_tools.ops import info as info_module
-from ckpt_tools.ops import schedules, versions
+from ckpt_tools.ops import versions
 from ckpt_tools.ops.address import resolve, split
 from ckpt_tools.ops.info import info
 from ckpt_tools.render import json as json_format

@@ -84,7 +84,9 @@ def test_the_manifest_and_the_command_agree(copy_of: Copy) -> None:
     printed = {(row.path, row.tensor): row.digest for row in checksum(str(place)).rows}
     sealed(place)
     files = json.loads((place / MANIFEST).read_text())["files"]
-    written = {(path, name): each["digest"] for path, file in files.items() for name, each in file.get("tensors", {}).items()}
+    written = {
+        (path, name): each["digest"] for path, file in files.items() for name, each in file.get("tensors", {}).items()
+    }
     assert printed == written
 
 

@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from ckpt_tools.core.errors import CkptError, NothingFoundError, UsageError
 from ckpt_tools.model.findings import Severity
-from ckpt_tools.model.manifest import LIMIT, ManifestError, compare, document, parse
+from ckpt_tools.model.manifest import LIMIT, ManifestError, compare
+from ckpt_tools.model.manifest_document import document, parse
 from ckpt_tools.ops import sealed as manifests
 from tests.seal.support import MANIFEST, codes, found, looked, sealed
 

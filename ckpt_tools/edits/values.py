@@ -1,0 +1,452 @@
+"""From "this key path becomes this value" to bytes, for the pickles of torch files and for JSON.
+
+Before a plan is shown, the file is decoded as it will be: the values must differ by exactly what was asked for.  The
+same is asked of the real file once the plan was carried out.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_tools.containers import pickle_stream, reader
+from ckpt_tools.containers.base import Content, FormatError
+from ckpt_tools.containers.numpy_values import numpy_scalar_value
+from ckpt_tools.containers.pickle_positions import Keys, NoPositionError, Positions, Scalar, opcodes
+from ckpt_tools.core.errors import EditRefusedError
+from ckpt_tools.core.source import BytesSource, Source
+from ckpt_tools.edits.overlay import Edited
+from ckpt_tools.edits.zip_patch import edit_zip
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Part
+from ckpt_tools.model.plan import Action, PatchBytes, WriteFile
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
+
+SMALL = 1 << 24
+"""Files up to this size may be written anew as a whole where nothing else works."""
+
+_CODES = {
+    "float32": "f", "float64": "d", "float16": "e", "int8": "b", "uint8": "B", "int16": "h", "uint16": "H",
+    "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A place in a file, and the value that it gets: a number, or in JSON anything."""
+
+    part: Part
+    keys: Keys
+    new: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A place as it was and will be; ``new`` is what the file can hold (a tensor's number is rounded)."""
+
+    part: Part
+    keys: Keys
+    old: Value
+    new: Value
+
+    @property
+    def key(self) -> str:
+        return shown(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePlan:
+    """The actions that make the changes, in the order of files."""
+
+    actions: tuple[Action, ...]
+    changed: tuple[Changed, ...]
+
+
+def shown(keys: Keys) -> str:
+    """Return a key path as people write it."""
+    return "".join(map(step, keys)).removeprefix(".")
+
+
+def value_at(value: Value, keys: Keys) -> Value:
+    """Return what ``keys`` lead to.
+
+    Raises:
+        KeyError: nothing.
+    """
+    for key in keys:
+        mapping = as_mapping(value)
+        if mapping is not None and key in mapping:
+            value = mapping[key]
+        elif isinstance(value, list | tuple) and isinstance(key, int) and 0 <= key < len(value):
+            value = value[key]
+        else:
+            raise KeyError(shown(keys))
+    return value
+
+
+def number_of(view: View, value: Value) -> float | int | None:
+    """Return the number that a value is: itself, a tensor's single element, a numpy scalar; None for all else."""
+    if isinstance(value, TensorRef):
+        value = view.scalar(value)
+    elif isinstance(value, Opaque):
+        value = numpy_scalar_value(value)
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
+
+
+def plan_values(view: View, settings: Iterable[Setting]) -> ValuePlan:
+    """Return how the files of a checkpoint are changed; places that hold the value already are left out.
+
+    Raises:
+        EditRefusedError: a place holds no number, or a file cannot be changed without harm.
+        SourceError: a file could not be read.
+    """
+    by_part: dict[str, list[Setting]] = {}
+    for setting in settings:
+        by_part.setdefault(setting.part.path, []).append(setting)
+    actions: list[Action] = []
+    changed: list[Changed] = []
+    for wanted in by_part.values():
+        part = wanted[0].part
+        content = _readable(view, part)
+        with view.listing.open(part.path) as source:
+            file = _File(part, content, source)
+            made, differing = file.plan(wanted)
+            if not made:
+                continue
+            planned = Edited(source, made)
+            reason = unmet(content, reader.read(planned, part.containers), differing, planned)
+            if reason is not None:
+                raise EditRefusedError(f"{part.path}: cannot be edited without changing something else: {reason}")
+        actions += made
+        changed += differing
+    return ValuePlan(tuple(actions), tuple(changed))
+
+
+def prove(before: View, after: View, changed: Sequence[Changed]) -> str | None:
+    """Return what is not exactly as planned in the files as they are now, None when all is.
+
+    ``before`` is the view that the plan was made with, ``after`` a new one of the same checkpoint.
+    """
+    parts = {part.path: part for part in after.checkpoint.parts}
+    for path in dict.fromkeys(change.part.path for change in changed):
+        part = parts.get(path)
+        own = [change for change in changed if change.part.path == path]
+        was = before.content(own[0].part)
+        if part is None or was is None:
+            return f"{path}: is gone"
+        with after.listing.open(path) as source:
+            reason = unmet(was, reader.read(source, part.containers), own, source)
+        if reason is not None:
+            return f"{path}: {reason}"
+    return None
+
+
+def unmet(before: Content, after: Content, changed: Sequence[Changed], source: Source) -> str | None:
+    """Return where the values of a file differ from what they were by more or less than ``changed``."""
+    if not after.readable:
+        return "it cannot be decoded afterwards: " + "; ".join(problem.message for problem in after.problems)
+    kinds = {problem.kind for problem in before.problems}
+    new = next((problem for problem in after.problems if problem.kind not in kinds), None)
+    if new is not None:
+        return f"it would be damaged afterwards: {new.message}"
+    if set(before.globals) < set(after.globals):
+        return "it refers to more classes afterwards"
+    tree: dict[Any, Any] = {}
+    for change in changed:
+        node = tree
+        for key in change.keys[:-1]:
+            node = node.setdefault(key, {})
+        node[change.keys[-1]] = _Leaf(change.new)
+    return next(_unequal(before.value, after.value, tree, source, ()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    new: Value
+
+
+def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Iterator[str]:
+    """Yield what differs and was not planned, and what was planned and is not there."""
+    if isinstance(plan, _Leaf):
+        now = tensor_number(source, b) if isinstance(b, TensorRef) else b
+        if not (_same(now, plan.new) and type(now) is type(plan.new)):
+            yield f"{shown(keys)} is {now!r} and not {plan.new!r}"
+        return
+    if plan is None:
+        if not _same(a, b):
+            yield f"{shown(keys) or 'the whole'} changes as well"
+        return
+    left, right = as_mapping(a), as_mapping(b)
+    if left is None and isinstance(a, list | tuple) and type(a) is type(b):
+        left, right = dict(enumerate(a)), dict(enumerate(b))
+    if left is None or right is None or list(left) != list(right):
+        yield f"{shown(keys) or 'the whole'} changes as a whole"
+        return
+    for key, value in left.items():
+        yield from _unequal(value, right[key], plan.get(key), source, (*keys, key))
+
+
+def _same(a: Value, b: Value) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Opaque):
+        return a.qualname == b.qualname and _same((a.args, a.state, a.items), (b.args, b.state, b.items))
+    if isinstance(a, Pairs):
+        return _same(a.pairs, b.pairs)
+    return bool(a == b or (a != a and b != b))
+
+
+# Numbers in tensors ----------------------------------------------------------------------------------------
+
+
+def tensor_number(source: Source, ref: TensorRef) -> float | int | None:
+    """Return the one element of a tensor, None where it is none or of another type."""
+    if ref.numel != 1 or len(ref.chunks) != 1:
+        return None
+    chunk = ref.chunks[0]
+    raw = source.read(chunk.extent.offset - source.base, chunk.extent.length)
+    order = "<" if chunk.byteorder == "little" else ">"
+    if ref.dtype == "bfloat16":
+        number: float = struct.unpack("<f", bytes(2) + (raw if order == "<" else raw[::-1]))[0]
+        return number
+    code = _CODES.get(ref.dtype)
+    return None if code is None else struct.unpack(order + code, raw)[0]
+
+
+def _packed(ref: TensorRef, value: float | int) -> bytes:
+    order = "<" if ref.chunks[0].byteorder == "little" else ">"
+    if ref.dtype == "bfloat16":
+        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+        raw = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF).to_bytes(2, "little")
+        return raw if order == "<" else raw[::-1]
+    code = _CODES[ref.dtype]
+    return struct.pack(order + code, value if code in "fde" else int(value))
+
+
+# One file --------------------------------------------------------------------------------------------------
+
+
+def _readable(view: View, part: Part) -> Content:
+    content = view.content(part)
+    if content is None:
+        error = view.errors.get(part.path)
+        raise error if error is not None else EditRefusedError(f"{part.path}: cannot be read")
+    if not content.readable:
+        why = content.problems[0].message if content.problems else f"is {reader.describe(content.container)}"
+        raise EditRefusedError(f"{part.path}: {why}; it is not edited", hint="`ckpt verify` tells more")
+    return content
+
+
+class _File:
+    def __init__(self, part: Part, content: Content, source: Source) -> None:
+        self.part, self.content, self.source = part, content, source
+
+    def plan(self, settings: Sequence[Setting]) -> tuple[list[Action], list[Changed]]:
+        if self.content.container == "json":
+            return self._json(settings)
+        places: dict[int, tuple[bytes, TensorRef]] = {}
+        scalars: list[tuple[Setting, Value]] = []
+        changed: list[Changed] = []
+        for setting in settings:
+            old = self._old(setting.keys)
+            if isinstance(old, TensorRef):
+                changed += self._tensor(setting, old, places)
+            elif isinstance(old, int | float | None) or numpy_scalar_value(old) is not None:
+                if type(old) is type(setting.new) and _same(old, setting.new):
+                    continue
+                scalars.append((setting, old))
+                number = old if isinstance(old, int | float | None) else numpy_scalar_value(old)
+                changed.append(Changed(setting.part, setting.keys, number, setting.new))
+            else:
+                raise self._refused(setting.keys, f"holds {_kind(old)}, and no number")
+        self._unshared(places, {".".join(map(str, change.keys)) for change in changed})
+        patches = [(offset, raw) for offset, (raw, _) in places.items()]
+        return list(self._pickle(scalars, patches)), changed
+
+    def _old(self, keys: Keys) -> Value:
+        try:
+            return value_at(self.content.value, keys)
+        except KeyError:
+            raise self._refused(keys, "is not there") from None
+
+    def _refused(self, keys: Keys, why: str) -> EditRefusedError:
+        return EditRefusedError(f"{self.part.path}: {shown(keys)} {why}; nothing was changed")
+
+    # Tensors ------------------------------------------------------------------------------------------------
+
+    def _tensor(
+        self, setting: Setting, ref: TensorRef, places: dict[int, tuple[bytes, TensorRef]]
+    ) -> Iterator[Changed]:
+        old = tensor_number(self.source, ref)
+        if old is None or ref.kind not in ("", "torch.nn.parameter.Parameter", "torch.nn.Parameter"):
+            raise self._refused(setting.keys, f"is a tensor of type {ref.dtype} and shape {list(ref.shape)}")
+        try:
+            raw = _packed(ref, setting.new)
+        except (struct.error, OverflowError):
+            raise self._refused(setting.keys, f"of type {ref.dtype} cannot hold {setting.new}") from None
+        offset = ref.chunks[0].extent.offset
+        if offset in places and places[offset][0] != raw:
+            raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
+        places[offset] = (raw, ref)
+        with BytesSource(raw, "") as made:
+            moved = replace(ref.chunks[0], extent=replace(ref.chunks[0].extent, offset=0))
+            new = tensor_number(made, replace(ref, chunks=(moved,)))
+        if new != old:
+            yield Changed(setting.part, setting.keys, old, new)
+
+    def _unshared(self, places: Mapping[int, object], names: set[str]) -> None:
+        """Refuse to change bytes that another tensor looks at as well."""
+        if not places:
+            return
+        for name, ref in self.content.tensors.items():
+            for chunk in ref.chunks:
+                if chunk.extent.offset in places and name not in names and ref.numel == 1:
+                    planned = [other for other in names if chunk.extent.offset in places and other == name]
+                    if not planned and self._moves(chunk.extent.offset, places):
+                        raise EditRefusedError(f"{self.part.path}: {name} shares the bytes that would be changed")
+
+    def _moves(self, offset: int, places: Mapping[int, Any]) -> bool:
+        raw = places[offset][0]
+        return bool(self.source.read(offset - self.source.base, len(raw)) != raw)
+
+    # Pickles ------------------------------------------------------------------------------------------------
+
+    def _pickle(self, scalars: Sequence[tuple[Setting, Value]], patches: list[tuple[int, bytes]]) -> Iterator[Action]:
+        container = self.content.container
+        data, begin, name = self._data() if scalars else (b"", 0, "")
+        same, other, positions = self._spans(scalars, data, begin, container)
+        patches += [(begin + scalar.start, new) for scalar, new in same]
+        path = self.part.path
+        if container == "torch-zip":
+            if other and positions is not None:
+                patches = [(at, raw) for at, raw in patches if not begin <= at < begin + len(data)]
+                records = {name: positions.rewritten([*same, *other])}
+                yield from edit_zip(self.source, path, patches, records)
+            else:
+                yield from edit_zip(self.source, path, patches)
+            return
+        for offset, raw in sorted(patches):
+            old = self.source.read(offset, len(raw))
+            if old != raw and not other:
+                yield PatchBytes(path, offset, old, raw)
+        if other and positions is not None:
+            yield self._whole(positions, [*same, *other], patches)
+
+    def _spans(
+        self, scalars: Sequence[tuple[Setting, Value]], data: bytes, begin: int, container: str
+    ) -> tuple[list[tuple[Scalar, bytes]], list[tuple[Scalar, bytes]], Positions | None]:
+        """Return the opcodes to change: those that keep their length, and the others."""
+        same: list[tuple[Scalar, bytes]] = []
+        other: list[tuple[Scalar, bytes]] = []
+        if not scalars:
+            return same, other, None
+        try:
+            positions = Positions(data, begin if container == "torch-legacy" else 0)
+            taken: dict[int, bytes] = {}
+            for setting, _ in scalars:
+                place = positions.find(setting.keys)
+                new = opcodes(setting.new, data[place.start : place.end])
+                if taken.setdefault(place.start, new) != new:
+                    raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
+                kept = len(new) == place.end - place.start and not place.numpy
+                (same if kept else other).append((place, new))
+        except NoPositionError as error:
+            raise EditRefusedError(f"{self.part.path}: {error}; nothing was changed") from None
+        return same, other, positions
+
+    def _data(self) -> tuple[bytes, int, str]:
+        """Return the bytes of the pickle, where its first byte lies in the file, and the name of its record."""
+        if self.content.container == "torch-zip":
+            name = f"{self.content.facts.get('root', '')}/data.pkl"
+            record = next((record for record in self.content.records if record.name == name), None)
+            if record is None:
+                raise EditRefusedError(f"{self.part.path}: {name} was not found; nothing was changed")
+            return self.source.read(record.extent.offset, record.extent.length), record.extent.offset, name
+        if self.content.container == "torch-legacy":
+            position = 0
+            try:
+                for _ in range(3):
+                    length, _ = pickle_stream.read_growing(self.source, position)
+                    position += length
+                length, _ = pickle_stream.read_growing(self.source, position)
+            except FormatError as error:
+                raise EditRefusedError(f"{self.part.path}: {error.problem.message}; it is not edited") from None
+            return self.source.read(position, length), position, ""
+        if self.content.container == "pickle":
+            return self.source.read(0, self.source.size), 0, ""
+        raise EditRefusedError(f"{self.part.path}: is {reader.describe(self.content.container)}; it is not edited")
+
+    def _whole(
+        self, positions: Positions, changes: Sequence[tuple[Scalar, bytes]], patches: Sequence[tuple[int, bytes]]
+    ) -> Action:
+        """Return the writing of a whole small file, for formats that nothing can be appended to."""
+        if self.source.size > SMALL:
+            raise EditRefusedError(
+                f"{self.part.path}: a number would take more bytes than it has, and the old format of torch has no"
+                " room for them; nothing was changed",
+                hint="load and save it once with torch, which writes the new format",
+            )
+        old = self.source.read(0, self.source.size)
+        raise_from, begin = self._data()[:2]
+        new = bytearray(old)
+        for offset, raw in patches:
+            if not begin <= offset < begin + len(raise_from):
+                new[offset : offset + len(raw)] = raw
+        new[begin : begin + positions.end] = positions.rewritten(changes)
+        return WriteFile(self.part.path, bytes(new), old)
+
+    # JSON ---------------------------------------------------------------------------------------------------
+
+    def _json(self, settings: Sequence[Setting]) -> tuple[list[Action], list[Changed]]:
+        if any(problem.kind != "json-nan" for problem in self.content.problems):
+            raise EditRefusedError(f"{self.part.path}: {self.content.problems[0].message}; it is not edited")
+        old = self.source.read(0, self.source.size)
+        value = json.loads(old)
+        style = _style(old, value)
+        changed = []
+        for setting in settings:
+            before = self._old(setting.keys)
+            if type(before) is type(setting.new) and _same(before, setting.new):
+                continue
+            target = value_at(value, setting.keys[:-1])
+            target[setting.keys[-1]] = setting.new
+            changed.append(Changed(setting.part, setting.keys, before, setting.new))
+        if not changed:
+            return [], []
+        return [WriteFile(self.part.path, style(value), old)], changed
+
+
+class _Style:
+    def __init__(self, end: str, **options: Any) -> None:
+        self.end, self.options = end, options
+
+    def __call__(self, value: Value) -> bytes:
+        return (json.dumps(value, **self.options) + self.end).encode("utf-8", "surrogatepass")
+
+
+def _style(text: bytes, value: Value) -> _Style:
+    """Return the way of writing JSON that gives back ``text``, or a plain one where none does."""
+    for indent in (2, None, 4, 1):
+        for ascii_only in (True, False):
+            for end in ("\n", ""):
+                for ordered in (True, False):
+                    style = _Style(end, indent=indent, sort_keys=ordered, ensure_ascii=ascii_only)
+                    if style(value) == text:
+                        return style
+    return _Style("\n", indent=2)
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, Opaque):
+        return f"an object ({value.qualname})"
+    return f"a value of type {type(value).__name__}"
