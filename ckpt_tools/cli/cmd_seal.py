@@ -16,6 +16,9 @@ from ckpt_tools.cli import console, options
 @click.option(
     "-o", "--output", metavar="FILE", help="Write the manifest there and not into the checkpoint (read-only storage)."
 )
+@click.option(
+    "--deep", is_flag=True, help="Also look for NaN, lost pages and impossible values, and refuse what has them."
+)
 @click.option("--force", is_flag=True, help="Seal it whatever is wrong with it.")
 @options.output_format("text", "json")
 @options.settle
@@ -27,6 +30,7 @@ def command(
     env: bool,
     data: tuple[str, ...],
     output: str | None,
+    deep: bool,
     force: bool,
     output_format: str,
     settle: float,
@@ -54,6 +58,7 @@ def command(
         env=env,
         data=data,
         output=output,
+        deep=deep,
         force=force,
         settle=settle,
         jobs=jobs,

@@ -65,7 +65,7 @@ class Content:
 
     ``container`` names what the bytes *are* (see ``containers.reader.KINDS``), whatever the file is called.
     ``value`` is the decoded tree of a pickle, JSON or text file, None where there is none or it was not
-    readable (``readable`` tells the two apart).  ``tensors`` are by FQN, in file order; a tensor inside a pickle is named by its
+    readable (``readable`` tells the two apart).  ``tensors`` are by FQN, in file order; one in a pickle is named by its
     key path (``state.0.exp_avg``).  ``globals`` are the ``module.name`` that a pickle refers to, with the number
     of references.  ``facts`` holds what a format says about itself (``root``, ``version``, ``byteorder``, ``protocol``,
     ``metadata``).  ``problems`` are in order of position.

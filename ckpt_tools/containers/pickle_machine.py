@@ -21,7 +21,10 @@ _NO_KEYS = frozenset((list, dict, Pairs))
 _DICTS = ("collections.OrderedDict", "collections.Counter")
 _FUNCTIONS = ("torch._utils._rebuild_", "torch._tensor._rebuild_", "_codecs.encode", "torch.serialization._get_layout")
 _BUILTINS = frozenset(
-    ("builtins.set", "builtins.complex", "builtins.bytearray", "torch.device", "torch.serialization._get_layout")
+    (
+        *("builtins.set", "builtins.complex", "builtins.bytearray"),
+        *("torch.Tensor", "torch.device", "torch.serialization._get_layout"),
+    )
 )
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 

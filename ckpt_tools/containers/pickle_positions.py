@@ -80,10 +80,10 @@ class Positions:
         """Return where the scalar lies that ``keys`` lead to."""
         node: Any = self._root
         for key in keys:
-            if (isinstance(node, dict) and key in node) or (isinstance(node, list | tuple) and isinstance(key, int) and 0 <= key < len(node)):
-                node = node[key]
-            else:
+            known = key in node if isinstance(node, dict) else _is_place(node, key)
+            if not known:
                 raise NoPositionError(f"its bytes were not found: there is no {key!r} where it was looked for")
+            node = node[key]
         if not isinstance(node, Scalar):
             raise NoPositionError("its bytes were not found: it is no number there")
         return node
@@ -303,6 +303,10 @@ class Positions:
             text = raw.strip().removesuffix(b"L")
             return {b"00": False, b"01": True}.get(text, int(text))
         return float(raw) if op == 0x46 else scalar.value
+
+
+def _is_place(node: Any, key: Value) -> bool:
+    return isinstance(node, list | tuple) and isinstance(key, int) and 0 <= key < len(node)
 
 
 def opcodes(value: float | int, old: bytes) -> bytes:

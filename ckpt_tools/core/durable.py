@@ -15,13 +15,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from ckpt_tools.core.errors import SourceError
+
 _PIECE = 1 << 22
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
 """What systems answer that cannot sync a directory; there is nothing more to be done on them."""
 
 
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+"""What file systems answer that have no locks (Lustre without ``flock``): a file that must not exist stands for one."""
+
+
 class LockedError(Exception):
-    """Another process holds the lock."""
+    """Another process holds the lock; the text says what to do."""
 
 
 class Disk(Protocol):
@@ -146,8 +152,14 @@ class LocalDisk:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LockedError(path) from None
-            yield
+                raise LockedError("wait until it has ended") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                with _held(f"{path}.held", shared=shared):
+                    yield
+            else:
+                yield
         finally:
             os.close(descriptor)
 
@@ -170,6 +182,24 @@ class LocalDisk:
         descriptor = self._open.pop(path, -1)
         if descriptor >= 0:
             os.close(descriptor)
+
+
+@contextmanager
+def _held(path: str, *, shared: bool) -> Iterator[None]:
+    """Hold a lock where the file system has none; a process that is killed leaves it."""
+    if shared:
+        if os.path.lexists(path):
+            raise LockedError(f"wait until it has ended; if none is running, delete {path}")
+        yield
+        return
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    except FileExistsError:
+        raise LockedError(f"wait until it has ended; if none is running, delete {path}") from None
+    try:
+        yield
+    finally:
+        os.unlink(path)
 
 
 def _write(descriptor: int, offset: int, data: memoryview) -> None:
@@ -251,25 +281,42 @@ def look(path: str) -> Look | None:
     """Return what a name stands for, None where there is nothing.
 
     Raises:
-        OSError: the system does not say.
+        SourceError: the system does not say.
     """
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unseen(path, error) from None
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
     mode = stat.S_IMODE(status.st_mode)
     return Look(kind, status.st_size, status.st_mtime_ns, mode, status.st_nlink, status.st_blocks * 512)
 
 
 def writable(path: str) -> bool:
-    """Return whether a file or directory may be written; one that is write-protected is not, not even for root."""
-    return bool(os.lstat(path).st_mode & 0o222) and os.access(path, os.W_OK)
+    """Return whether a file or directory may be written; one that is write-protected is not, not even for root.
+
+    Raises:
+        SourceError: the system does not say.
+    """
+    there = look(path)
+    return there is not None and bool(there.mode & 0o222) and os.access(path, os.W_OK)
 
 
 def names(path: str) -> list[str]:
-    """Return the sorted names in a directory, empty where there is none."""
+    """Return the sorted names in a directory, empty where there is none.
+
+    Raises:
+        SourceError: the system does not say.
+    """
     try:
         return sorted(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unseen(path, error) from None
+
+
+def _unseen(path: str, error: OSError) -> SourceError:
+    return SourceError(path, (error.strerror or "cannot be looked at").lower(), errno=error.errno)

@@ -12,13 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ckpt_tools.core.errors import SourceChangedError, SourceError
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of ``length`` bytes at ``offset`` of the file ``path`` (POSIX, relative to the checkpoint)."""
 
     path: str

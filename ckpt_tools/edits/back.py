@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckpt_tools.core.durable import Disk, LocalDisk, look, names
-from ckpt_tools.core.errors import EditError, EditRefusedError
-from ckpt_tools.edits import journal
+from ckpt_tools.core.errors import CkptError, EditError, EditRefusedError
+from ckpt_tools.edits import guards, journal
 from ckpt_tools.edits.guards import Saving
 from ckpt_tools.edits.journal import Edit, Entry, Home
 from ckpt_tools.edits.outcome import Outcome, Touched, compare, files_of, why
@@ -94,7 +94,7 @@ def _take_back(entry: Entry, disk: Disk) -> Outcome:
         if finished:
             taken = journal.advance(taken, disk, "undoing", len(steps.steps))
         taken = rewind(taken, steps, disk)
-    except (OSError, EditRefusedError) as error:
+    except (OSError, CkptError) as error:
         hint = "`ckpt undo` goes on with it once the cause is gone"
         raise EditError(f"taking the edit back failed: {why(home, error)}", hint=hint, pending=True) from error
     after = {path: look(home.at(path)) for path in files}
@@ -141,7 +141,10 @@ def _times_now(entry: Entry, steps: Steps) -> dict[str, int]:
 
 
 def _unchanged(entry: Entry, steps: Steps) -> None:
-    """Require that nothing but the edit explains what is there."""
+    """Require that nothing but the edit explains what is there, and that nothing is written through a link."""
+    guards.require_plain(entry.edit.home, f"{entry.edit.home.sidecar}/journal")
+    for path in (*entry.plan.paths, *files_of(entry.plan).values(), *entry.made):
+        guards.require_plain(entry.edit.home, path.rpartition("/")[0])
     if entry.edit.state == "done":
         reason = steps.differs(entry.digests.items())
     else:

@@ -45,7 +45,7 @@ def check(home: Home, plan: Plan, saving: Saving | None) -> None:
     _may_write(home, home.root, "the directory")
     sidecar = home.at(home.sidecar)
     if look(sidecar) is not None:
-        _plain(home, f"{home.sidecar}/journal")
+        require_plain(home, f"{home.sidecar}/journal")
         _may_write(home, sidecar, home.sidecar)
     steps = plan.steps
     copies = 0
@@ -81,12 +81,12 @@ def _step(home: Home, steps: tuple[Step, ...], number: int, sized: set[str]) -> 
     """Check one step against what is there before the first; return the bytes that copying its file will take."""
     action = steps[number][0]
     if isinstance(action, MoveFile):
-        _plain(home, _parent(action.to))
+        require_plain(home, _parent(action.to))
         _parent_writable(home, steps, number, action.to)
     path = origin(steps, number, action.path)
     if path is None:  # freed or made by the plan itself
         return 0
-    _plain(home, _parent(path))
+    require_plain(home, _parent(path))
     there = look(home.at(path))
     if isinstance(action, WriteFile) and action.old is None:
         _parent_writable(home, steps, number, path)
@@ -146,8 +146,12 @@ def _changed(path: str) -> EditRefusedError:
     return EditRefusedError(f"{path}: changed since the edit was planned", hint="run the command again")
 
 
-def _plain(home: Home, path: str) -> None:
-    """Require that no directory on the way to ``path``, nor itself, is a link or something else."""
+def require_plain(home: Home, path: str) -> None:
+    """Require that no directory on the way to ``path``, nor itself, is a link or something else.
+
+    Raises:
+        EditRefusedError: one is.
+    """
     parts = path.split("/") if path else []
     for depth in range(1, len(parts) + 1):
         name = "/".join(parts[:depth])

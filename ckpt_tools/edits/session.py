@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from ckpt_tools.core.durable import Disk, LocalDisk, LockedError, look
-from ckpt_tools.core.errors import EditError, EditRefusedError
+from ckpt_tools.core.errors import EditError, EditRefusedError, SourceError
 from ckpt_tools.core.listing import SIDECAR
 from ckpt_tools.edits import journal
 from ckpt_tools.edits.journal import Entry, Home
@@ -24,18 +24,18 @@ def session(home: Home, paths: tuple[str, ...], disk: Disk | None) -> Iterator[t
     try:
         with ExitStack() as stack:
             try:
-                _make_sidecar(home, held)
-                set_time(home.root, directories[""], held)
+                try:
+                    _make_sidecar(home, held)
+                finally:
+                    set_time(home.root, directories[""], held)
                 stack.enter_context(held.lock(home.lock))
                 for other in journal.within(home, paths):
                     stack.enter_context(held.lock(other.lock))
                 for other, _ in journal.around(home):
                     with suppress(PermissionError):  # nobody could be editing from there either
                         stack.enter_context(held.lock(other.lock, shared=True))
-            except LockedError:
-                raise EditRefusedError(
-                    "another ckpt process is editing the same files", hint="wait until it has ended"
-                ) from None
+            except LockedError as error:
+                raise EditRefusedError("another ckpt process is editing the same files", hint=str(error)) from None
             except OSError as error:
                 raise EditError(f"{why(home, error)}; nothing was changed") from error
             yield held, directories
@@ -77,7 +77,7 @@ def restore_directories(home: Home, steps: Steps, entry: Entry, disk: Disk) -> N
 
 
 def set_time(place: str, mtime_ns: int, disk: Disk) -> None:
-    with suppress(OSError):  # a time is not worth an edit
+    with suppress(OSError, SourceError):  # a time is not worth an edit
         there = look(place)
         if there is not None and there.mtime_ns != mtime_ns:
             disk.times(place, mtime_ns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,20 +20,16 @@ from ckpt_tools.containers.pickle_positions import Keys, NoPositionError, Positi
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.core.source import BytesSource, Source
 from ckpt_tools.edits.overlay import Edited
+from ckpt_tools.edits.proof import Changed, packed, same, shown, tensor_number, unmet
 from ckpt_tools.edits.zip_patch import edit_zip
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part
 from ckpt_tools.model.plan import Action, PatchBytes, WriteFile
 from ckpt_tools.model.tensors import TensorRef
-from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
+from ckpt_tools.model.values import Opaque, Value, as_mapping
 
 SMALL = 1 << 24
 """Files up to this size may be written anew as a whole where nothing else works."""
-
-_CODES = {
-    "float32": "f", "float64": "d", "float16": "e", "int8": "b", "uint8": "B", "int16": "h", "uint16": "H",
-    "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +42,11 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
-    """A place as it was and will be; ``new`` is what the file can hold (a tensor's number is rounded)."""
-
-    part: Part
-    keys: Keys
-    old: Value
-    new: Value
-
-    @property
-    def key(self) -> str:
-        return shown(self.keys)
-
-
-@dataclass(frozen=True, slots=True)
 class ValuePlan:
     """The actions that make the changes, in the order of files."""
 
     actions: tuple[Action, ...]
     changed: tuple[Changed, ...]
-
-
-def shown(keys: Keys) -> str:
-    """Return a key path as people write it."""
-    return "".join(map(step, keys)).removeprefix(".")
 
 
 def value_at(value: Value, keys: Keys) -> Value:
@@ -126,113 +104,6 @@ def plan_values(view: View, settings: Iterable[Setting]) -> ValuePlan:
     return ValuePlan(tuple(actions), tuple(changed))
 
 
-def prove(before: View, after: View, changed: Sequence[Changed]) -> str | None:
-    """Return what is not exactly as planned in the files as they are now, None when all is.
-
-    ``before`` is the view that the plan was made with, ``after`` a new one of the same checkpoint.
-    """
-    parts = {part.path: part for part in after.checkpoint.parts}
-    for path in dict.fromkeys(change.part.path for change in changed):
-        part = parts.get(path)
-        own = [change for change in changed if change.part.path == path]
-        was = before.content(own[0].part)
-        if part is None or was is None:
-            return f"{path}: is gone"
-        with after.listing.open(path) as source:
-            reason = unmet(was, reader.read(source, part.containers), own, source)
-        if reason is not None:
-            return f"{path}: {reason}"
-    return None
-
-
-def unmet(before: Content, after: Content, changed: Sequence[Changed], source: Source) -> str | None:
-    """Return where the values of a file differ from what they were by more or less than ``changed``."""
-    if not after.readable:
-        return "it cannot be decoded afterwards: " + "; ".join(problem.message for problem in after.problems)
-    kinds = {problem.kind for problem in before.problems}
-    new = next((problem for problem in after.problems if problem.kind not in kinds), None)
-    if new is not None:
-        return f"it would be damaged afterwards: {new.message}"
-    if set(before.globals) < set(after.globals):
-        return "it refers to more classes afterwards"
-    tree: dict[Any, Any] = {}
-    for change in changed:
-        node = tree
-        for key in change.keys[:-1]:
-            node = node.setdefault(key, {})
-        node[change.keys[-1]] = _Leaf(change.new)
-    return next(_unequal(before.value, after.value, tree, source, ()), None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    new: Value
-
-
-def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Iterator[str]:
-    """Yield what differs and was not planned, and what was planned and is not there."""
-    if isinstance(plan, _Leaf):
-        now = tensor_number(source, b) if isinstance(b, TensorRef) else b
-        if not (_same(now, plan.new) and type(now) is type(plan.new)):
-            yield f"{shown(keys)} is {now!r} and not {plan.new!r}"
-        return
-    if plan is None:
-        if not _same(a, b):
-            yield f"{shown(keys) or 'the whole'} changes as well"
-        return
-    left, right = as_mapping(a), as_mapping(b)
-    if left is None and isinstance(a, list | tuple) and type(a) is type(b):
-        left, right = dict(enumerate(a)), dict(enumerate(b))
-    if left is None or right is None or list(left) != list(right):
-        yield f"{shown(keys) or 'the whole'} changes as a whole"
-        return
-    for key, value in left.items():
-        yield from _unequal(value, right[key], plan.get(key), source, (*keys, key))
-
-
-def _same(a: Value, b: Value) -> bool:
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, Opaque):
-        return a.qualname == b.qualname and _same((a.args, a.state, a.items), (b.args, b.state, b.items))
-    if isinstance(a, Pairs):
-        return _same(a.pairs, b.pairs)
-    return bool(a == b or (a != a and b != b))
-
-
-# Numbers in tensors ----------------------------------------------------------------------------------------
-
-
-def tensor_number(source: Source, ref: TensorRef) -> float | int | None:
-    """Return the one element of a tensor, None where it is none or of another type."""
-    if ref.numel != 1 or len(ref.chunks) != 1:
-        return None
-    chunk = ref.chunks[0]
-    raw = source.read(chunk.extent.offset - source.base, chunk.extent.length)
-    order = "<" if chunk.byteorder == "little" else ">"
-    if ref.dtype == "bfloat16":
-        number: float = struct.unpack("<f", bytes(2) + (raw if order == "<" else raw[::-1]))[0]
-        return number
-    code = _CODES.get(ref.dtype)
-    return None if code is None else struct.unpack(order + code, raw)[0]
-
-
-def _packed(ref: TensorRef, value: float | int) -> bytes:
-    order = "<" if ref.chunks[0].byteorder == "little" else ">"
-    if ref.dtype == "bfloat16":
-        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
-        raw = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF).to_bytes(2, "little")
-        return raw if order == "<" else raw[::-1]
-    code = _CODES[ref.dtype]
-    return struct.pack(order + code, value if code in "fde" else int(value))
-
-
 # One file --------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +133,7 @@ class _File:
             if isinstance(old, TensorRef):
                 changed += self._tensor(setting, old, places)
             elif isinstance(old, int | float | None) or numpy_scalar_value(old) is not None:
-                if type(old) is type(setting.new) and _same(old, setting.new):
+                if type(old) is type(setting.new) and same(old, setting.new):
                     continue
                 scalars.append((setting, old))
                 number = old if isinstance(old, int | float | None) else numpy_scalar_value(old)
@@ -291,7 +162,7 @@ class _File:
         if old is None or ref.kind not in ("", "torch.nn.parameter.Parameter", "torch.nn.Parameter"):
             raise self._refused(setting.keys, f"is a tensor of type {ref.dtype} and shape {list(ref.shape)}")
         try:
-            raw = _packed(ref, setting.new)
+            raw = packed(ref, setting.new)
         except (struct.error, OverflowError):
             raise self._refused(setting.keys, f"of type {ref.dtype} cannot hold {setting.new}") from None
         offset = ref.chunks[0].extent.offset
@@ -299,32 +170,28 @@ class _File:
             raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
         places[offset] = (raw, ref)
         with BytesSource(raw, "") as made:
-            moved = replace(ref.chunks[0], extent=replace(ref.chunks[0].extent, offset=0))
+            moved = ref.chunks[0]._replace(extent=ref.chunks[0].extent._replace(offset=0))
             new = tensor_number(made, replace(ref, chunks=(moved,)))
         if new != old:
             yield Changed(setting.part, setting.keys, old, new)
 
-    def _unshared(self, places: Mapping[int, object], names: set[str]) -> None:
+    def _unshared(self, places: Mapping[int, tuple[bytes, TensorRef]], names: set[str]) -> None:
         """Refuse to change bytes that another tensor looks at as well."""
-        if not places:
+        moved = sorted(at for at, (raw, _) in places.items() if self.source.read(at, len(raw)) != raw)
+        if not moved:
             return
         for name, ref in self.content.tensors.items():
             for chunk in ref.chunks:
-                if chunk.extent.offset in places and name not in names and ref.numel == 1:
-                    planned = [other for other in names if chunk.extent.offset in places and other == name]
-                    if not planned and self._moves(chunk.extent.offset, places):
-                        raise EditRefusedError(f"{self.part.path}: {name} shares the bytes that would be changed")
-
-    def _moves(self, offset: int, places: Mapping[int, Any]) -> bool:
-        raw = places[offset][0]
-        return bool(self.source.read(offset - self.source.base, len(raw)) != raw)
+                place = bisect_left(moved, chunk.extent.offset)
+                if place < len(moved) and moved[place] < chunk.extent.end and name not in names:
+                    raise EditRefusedError(f"{self.part.path}: {name} shares the bytes that would be changed")
 
     # Pickles ------------------------------------------------------------------------------------------------
 
     def _pickle(self, scalars: Sequence[tuple[Setting, Value]], patches: list[tuple[int, bytes]]) -> Iterator[Action]:
         container = self.content.container
         data, begin, name = self._data() if scalars else (b"", 0, "")
-        same, other, positions = self._spans(scalars, data, begin, container)
+        same, other, positions = self._spans(scalars, data)
         patches += [(begin + scalar.start, new) for scalar, new in same]
         path = self.part.path
         if container == "torch-zip":
@@ -343,7 +210,7 @@ class _File:
             yield self._whole(positions, [*same, *other], patches)
 
     def _spans(
-        self, scalars: Sequence[tuple[Setting, Value]], data: bytes, begin: int, container: str
+        self, scalars: Sequence[tuple[Setting, Value]], data: bytes
     ) -> tuple[list[tuple[Scalar, bytes]], list[tuple[Scalar, bytes]], Positions | None]:
         """Return the opcodes to change: those that keep their length, and the others."""
         same: list[tuple[Scalar, bytes]] = []
@@ -351,13 +218,16 @@ class _File:
         if not scalars:
             return same, other, None
         try:
-            positions = Positions(data, begin if container == "torch-legacy" else 0)
+            positions = Positions(data)
             taken: dict[int, bytes] = {}
             for setting, _ in scalars:
                 place = positions.find(setting.keys)
                 new = opcodes(setting.new, data[place.start : place.end])
-                if taken.setdefault(place.start, new) != new:
+                if taken.get(place.start, new) != new:
                     raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
+                if place.start in taken:  # one list in two places of the state
+                    continue
+                taken[place.start] = new
                 kept = len(new) == place.end - place.start and not place.numpy
                 (same if kept else other).append((place, new))
         except NoPositionError as error:
@@ -397,10 +267,10 @@ class _File:
                 hint="load and save it once with torch, which writes the new format",
             )
         old = self.source.read(0, self.source.size)
-        raise_from, begin = self._data()[:2]
+        pickled, begin, _ = self._data()
         new = bytearray(old)
         for offset, raw in patches:
-            if not begin <= offset < begin + len(raise_from):
+            if not begin <= offset < begin + len(pickled):
                 new[offset : offset + len(raw)] = raw
         new[begin : begin + positions.end] = positions.rewritten(changes)
         return WriteFile(self.part.path, bytes(new), old)
@@ -416,7 +286,7 @@ class _File:
         changed = []
         for setting in settings:
             before = self._old(setting.keys)
-            if type(before) is type(setting.new) and _same(before, setting.new):
+            if type(before) is type(setting.new) and same(before, setting.new):
                 continue
             target = value_at(value, setting.keys[:-1])
             target[setting.keys[-1]] = setting.new

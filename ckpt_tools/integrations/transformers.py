@@ -75,7 +75,7 @@ class SealCallback(TrainerCallback):
             if path is None:
                 return f"checkpoint-{state.global_step} was not found in {args.output_dir}, and not sealed"
             self.data = tuple(sealed(each) if isinstance(each, str) else each for each in self.data)
-            report = seal(path, env=self.env, data=self.data, settle=0, jobs=self.jobs)
+            report = seal(path, env=self.env, data=self.data, deep=True, settle=0, jobs=self.jobs)
             (made,) = report.checkpoints
             if made.status not in ("sealed", "unchanged"):
                 return f"{path} is not sound, and was not sealed: {'; '.join(made.reasons[:_SHOWN])}"

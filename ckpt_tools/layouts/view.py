@@ -61,6 +61,7 @@ class View:
         self.checkpoint = checkpoint
         self.errors: dict[str, SourceError] = {}
         self.data: DataSummary | None = None  # what a deep look found, once there was one
+        self.beside: tuple[DataSummary, ...] = ()  # what sealed neighbours were, for one that is looked at alone
         self.seal: Seal | None = None  # its manifest and what differs from it, once that was looked at
         self.crashes: dict[str, Exception] = {}
         self._contents: dict[str, Content | None] = {}

@@ -14,6 +14,8 @@ from ckpt_tools.core.listing import SIDECAR
 from ckpt_tools.model.manifest import Manifest, ManifestError, SealedData, SealedFile, SealedTensor
 from ckpt_tools.model.summaries import Segment
 
+__all__ = ["SCHEMA", "ManifestError", "document", "parse"]
+
 SCHEMA = "ckpt-tools/manifest/1"
 _FAMILY = "ckpt-tools/manifest/"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from ckpt_tools.core.source import Extent
 
@@ -42,8 +43,7 @@ DTYPE_BITS: dict[str, int] = {
 """Bits of one element by the name torch gives the type (``torch.float32`` is ``float32``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A stored block of one tensor.
 
     ``offsets`` and ``sizes`` place it in the tensor (elements per dimension).  ``extent`` covers the bytes from

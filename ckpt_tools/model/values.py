@@ -95,6 +95,9 @@ def _lookup(value: Value, steps: list[str], at: str) -> Iterator[tuple[str, Valu
         yield at.removeprefix("."), value
         return
     head, rest = steps[0], steps[1:]
+    if type(value) is dict and head in value and head[0] != "[":  # what the loop below would find, found at once
+        yield from _lookup(value[head], rest, f"{at}.{head}")
+        return
     for key, child in children(value):
         if head == "[*]" or key in (head, f".{head}"):
             yield from _lookup(child, rest, at + key)

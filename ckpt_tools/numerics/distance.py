@@ -149,12 +149,13 @@ def dense(
     kinds = DTYPES[left[2]], DTYPES[right[2]]
     kernel = _Kernel(left[2], right[2], work)
     step = min(BLOCK, (BLOCK * 8) // max(kinds[0].itemsize, kinds[1].itemsize))
-    for begin in range(0, count, step):
-        size = min(step, count - begin)
-        for side, (source, offset, _) in enumerate((left, right)):
-            width = kinds[side].itemsize
-            source.read_into(offset + begin * width, work.raw(side, size * width))
-        kernel.block(work.array(0, kinds[0], size), work.array(1, kinds[1], size))
+    with np.errstate(all="ignore"):
+        for begin in range(0, count, step):
+            size = min(step, count - begin)
+            for side, (source, offset, _) in enumerate((left, right)):
+                width = kinds[side].itemsize
+                source.read_into(offset + begin * width, work.raw(side, size * width))
+            kernel.block(work.array(0, kinds[0], size), work.array(1, kinds[1], size))
     return kernel.total
 
 
@@ -169,9 +170,10 @@ def strided(
     work = work or Workspace()
     kernel = _Kernel(left.dtype, right.dtype, work)
     sides = ((left, sources[0]), (right, sources[1]))
-    for origin, sizes in boxes(left.shape, BLOCK // 2):
-        pieces = [gather(ref, opened, origin, sizes, work) for ref, opened in sides]
-        kernel.block(pieces[0].reshape(-1), pieces[1].reshape(-1))
+    with np.errstate(all="ignore"):
+        for origin, sizes in boxes(left.shape, BLOCK // 2):
+            pieces = [gather(ref, opened, origin, sizes, work) for ref, opened in sides]
+            kernel.block(pieces[0].reshape(-1), pieces[1].reshape(-1))
     return kernel.total
 
 
@@ -242,7 +244,7 @@ def _read(source: Source, at: int, strides: Sequence[int], shape: tuple[int, ...
 
 
 class _Kernel:
-    """Adds up the distance of a pair of dtypes block by block."""
+    """Adds up the distance of a pair of dtypes block by block; its callers silence numpy's warnings."""
 
     def __init__(self, left: str, right: str, work: Workspace) -> None:
         self.total = Distance()
@@ -259,13 +261,12 @@ class _Kernel:
     def block(self, left: Array, right: Array) -> None:
         """Add the elements of two arrays of one length, at most ``BLOCK``."""
         self.total.count += len(left)
-        with np.errstate(all="ignore"):
-            if self._whole:
-                self._integers(left, right)
-            elif not (self._single and self._float32(left, right)):
-                self._float64(left, right)
-            if self._rounds:
-                self._rounding(left, right)
+        if self._whole:
+            self._integers(left, right)
+        elif not (self._single and len(left) >= _ROW and self._float32(left, right)):
+            self._float64(left, right)
+        if self._rounds:
+            self._rounding(left, right)
 
     def _rounding(self, left: Array, right: Array) -> None:
         wide, narrow = (left, right) if self._narrower else (right, left)
@@ -336,9 +337,13 @@ class _Kernel:
 def _squares(values: NDArray[np.float32]) -> float:
     """Return the sum of squares in rows so short that BLAS starts no threads of its own for them."""
     whole = len(values) - len(values) % _ROW
-    rows = values[:whole]
-    head = np.matmul(rows.reshape(-1, 1, _ROW), rows.reshape(-1, _ROW, 1)).sum(dtype=np.float64) if whole else 0.0
-    return float(head) + float(np.dot(values[whole:], values[whole:]))
+    tail = float(np.dot(values[whole:], values[whole:])) if whole < len(values) else 0.0
+    if not whole:
+        return tail
+    rows = values[:whole].reshape(-1, _ROW)
+    if hasattr(np, "vecdot"):  # numpy 2
+        return float(np.vecdot(rows, rows).sum(dtype=np.float64)) + tail
+    return float(np.matmul(rows[:, None, :], rows[:, :, None]).sum(dtype=np.float64)) + tail
 
 
 def _safe(square: float, values: NDArray[np.float32]) -> bool:

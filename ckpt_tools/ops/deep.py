@@ -288,7 +288,7 @@ def once(ref: TensorRef) -> TensorRef:
     if chunk.strides is None or all(stride or size == 1 for size, stride in zip(ref.shape, chunk.strides, strict=True)):
         return ref
     shape = tuple(size if stride else 1 for size, stride in zip(ref.shape, chunk.strides, strict=True))
-    return replace(ref, shape=shape, chunks=(replace(chunk, sizes=shape),))
+    return replace(ref, shape=shape, chunks=(chunk._replace(sizes=shape),))
 
 
 def _joined(made: Plan, outcome: Outcome, region: Region) -> int | None:

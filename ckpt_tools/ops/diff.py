@@ -75,6 +75,7 @@ def diff(
     pairs = diff_groups.match(names[0], names[1], parts)
     moment_pairs = diff_groups.match(moments[0], moments[1], dict.fromkeys(moments[0], "optimizer"))
     settled = diff_sealed.settle([*pairs, *moment_pairs], seals)
+    hints = 0 if tensors else diff_sealed.checksums([*pairs, *moment_pairs], views)
     if tensors:
         listings = views[0].listing, views[1].listing
         diff_tensors.compare([*pairs, *moment_pairs], listings, jobs=jobs, progress=progress)
@@ -102,7 +103,7 @@ def diff(
         reasons,
         tuple(_took(target, side) for target, side in zip(targets, ("left", "right"), strict=True) if target.taken),
         tuple(dict.fromkeys([*_trouble(targets), *_broken(pairs), *_broken(moment_pairs)])),
-        tuple(_notes(sections, seals, settled)),
+        tuple(_notes(sections, seals, settled, hints)),
         tuple(diff_log.charts(views[0].state, views[1].state, (targets[0].path, targets[1].path))),
         by,
         top,
@@ -116,9 +117,13 @@ def _took(target: Target, side: str) -> str:
     return f"{side}: took {target.path}, {target.taken}"
 
 
-def _notes(sections: Sections, seals: tuple[diff_sealed.Sealed, diff_sealed.Sealed], settled: int) -> Iterator[str]:
+def _notes(
+    sections: Sections, seals: tuple[diff_sealed.Sealed, diff_sealed.Sealed], settled: int, hints: int
+) -> Iterator[str]:
     if settled:
         yield f"{settled:,} tensors are equal by the manifests of both sides and were not read"
+    if hints:
+        yield f"{hints:,} tensors have the size and the stored checksum of the other side: probably equal, not compared"
     yield from (seal.note for seal in seals if seal.note)
     yield from sections.skipped
 

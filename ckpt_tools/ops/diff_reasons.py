@@ -19,8 +19,7 @@ def headline(report: DiffReport) -> Iterator[str]:
     """Yield the answer: first what became of the weights."""
     found = report.tensors
     if report.equal:
-        known = found is not None and found.total
-        if found is not None and not found.compared and known:
+        if found is not None and not found.compared and found.unread:
             yield "no difference found; the values of tensors were not compared (--no-tensors)"
         else:
             yield "equal" if not report.trouble else "no difference found in what could be read"
@@ -34,7 +33,7 @@ def _elsewhere(report: DiffReport) -> Iterator[str]:
     titles = [section.title for section in report.sections if section.differs]
     if report.moments is not None and report.moments.differs:
         titles.append("optimizer state")
-    open_ = report.tensors is not None and not report.tensors.compared and report.tensors.total
+    open_ = report.tensors is not None and not report.tensors.compared and report.tensors.unread
     tail = "; the values of tensors were not compared (--no-tensors)" if open_ else ""
     if titles:
         yield f"they differ: {first_names(titles, 6)}{tail}"
@@ -42,9 +41,11 @@ def _elsewhere(report: DiffReport) -> Iterator[str]:
 
 def _weights(found: Tensors, equal: bool) -> Iterator[str]:
     if not found.compared:
-        if found.rows:
-            number = count(len(found.rows), "tensor")
-            yield f"{number} of another dtype or shape"
+        proven = sum(not (row.retyped or row.reshaped) for row in found.rows)
+        if proven:
+            yield f"{proven:,} of {found.total:,} weights changed, by the digests or checksums stored with them"
+        if len(found.rows) > proven:
+            yield f"{count(len(found.rows) - proven, 'tensor')} of another dtype or shape"
         return
     if found.total and found.unread and len(found.unread) == found.total:
         yield "no weight could be compared"

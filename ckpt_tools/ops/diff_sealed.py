@@ -6,16 +6,21 @@ import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.listing import SIDECAR
-from ckpt_tools.model.manifest import NAME, Manifest
-from ckpt_tools.model.manifest_document import ManifestError
+from ckpt_tools.core.source import Extent
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.ops.diff_targets import Target
-from ckpt_tools.ops.diff_tensors import Pair
+from ckpt_tools.ops.diff_tensors import Pair, is_dense
 from ckpt_tools.ops.diff_values import changes
-from ckpt_tools.reports.diff import Section
+from ckpt_tools.reports.diff import MISSING, Change, Section
+
+if TYPE_CHECKING:
+    from ckpt_tools.model.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +40,20 @@ def read(target: Target) -> Sealed:
     """Return what the manifest of a side says, nothing where it is not sealed."""
     listing = target.view.listing
     inner = f"{SIDECAR}/{next(iter(listing.files), '')}" if target.file else SIDECAR
+    if not os.path.isdir(os.path.join(listing.root, inner)):
+        return Sealed()
+    from ckpt_tools.model.manifest import NAME
+    from ckpt_tools.ops import sealed
+
     location = os.path.join(listing.root, inner, NAME)
     if not os.path.isfile(location):
         return Sealed()
-    from ckpt_tools.ops import sealed
 
     try:
         manifest = sealed.load(location, f"{inner}/{NAME}")
     except SourceError as error:
         return Sealed() if error.errno == errno.ENOENT else Sealed(note=f"{error}")
-    except ManifestError as error:
+    except ValueError as error:  # what a manifest that is none raises
         return Sealed(note=f"{target.path}: its manifest {error}; not used")
     digests = {}
     for path, file in manifest.files.items():
@@ -71,6 +80,36 @@ def settle(pairs: Iterable[Pair], sides: tuple[Sealed, Sealed]) -> int:
     return equal
 
 
+def checksums(pairs: Iterable[Pair], views: tuple[View, View]) -> int:
+    """Mark the pairs whose stored CRC32s differ; return how many of the others have the same one, which is a hint.
+
+    A torch zip keeps one checksum per storage: it speaks of a tensor that is the whole of its storage.
+    """
+    stored = [_stored(view) for view in views]
+    hints = 0
+    for pair in pairs:
+        if pair.sealed is not None or pair.left.shape != pair.right.shape or pair.left.dtype != pair.right.dtype:
+            continue
+        one, other = (
+            known.get(ref.chunks[0].extent) if is_dense(ref) else None
+            for known, ref in zip(stored, (pair.left, pair.right), strict=True)
+        )
+        if one is not None and other is not None:
+            if one != other:
+                pair.sealed, pair.note = False, "another checksum in the file"
+            hints += one == other
+    return hints
+
+
+def _stored(view: View) -> dict[Extent, int]:
+    found: dict[Extent, int] = {}
+    for part in view.checkpoint.of(Role.WEIGHTS, Role.ADAPTER, Role.OPTIMIZER, Role.COMBINED):
+        content = view.content(part)
+        if content is not None:
+            found.update({each.extent: each.crc32 for each in content.records if each.crc32})
+    return found
+
+
 def sections(sides: tuple[Sealed, Sealed]) -> list[Section]:
     """Compare environment and data where both sides have sealed them."""
     found: list[Section] = []
@@ -82,8 +121,14 @@ def sections(sides: tuple[Sealed, Sealed]) -> list[Section]:
         found.append(Section("environment", "environment", tuple(changes(dict(one), dict(other)))))
     if manifests[0].data and manifests[1].data:
         data = [
-            {each.name: {path or each.name: digest for path, (_, digest) in each.files.items()} for each in side.data}
-            for side in (manifests[0], manifests[1])
+            {
+                f"{each.name}/{path}" if path else each.name: digest
+                for each in seal.data
+                for path, (_, digest) in each.files.items()
+            }
+            for seal in (manifests[0], manifests[1])
         ]
-        found.append(Section("data", "training data", tuple(changes(data[0], data[1]))))
+        names = dict.fromkeys([*data[0], *data[1]])
+        both = [Change(name, data[0].get(name, MISSING), data[1].get(name, MISSING)) for name in names]
+        found.append(Section("data", "training data", tuple(each for each in both if each.left != each.right)))
     return found

@@ -12,7 +12,6 @@ from ckpt_tools.layouts.match import is_export, is_file, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Purpose
-from ckpt_tools.ops.latest import latest
 from ckpt_tools.reports.units import first_names
 
 _AT = re.compile(r"(?P<path>.+)@(?P<step>\d{1,18})\Z", re.DOTALL)
@@ -57,6 +56,8 @@ def _numbered(path: str, step: int) -> Target:
 
 
 def _newest(run: Run, words: str, progress: Progress) -> Target:
+    from ckpt_tools.ops.latest import latest  # the whole catalogue of rules, which only a run needs
+
     numbered = [checkpoint for checkpoint in run.checkpoints if not is_export(run, checkpoint)]
     by_path = {_typed(run, checkpoint): checkpoint for checkpoint in run.checkpoints}
     for purpose, why in ((Purpose.RESUME, "the newest to resume from"), (Purpose.INFERENCE, "the newest that loads")):

@@ -26,7 +26,6 @@ from ckpt_tools.reports.seal import SealedCheckpoint, SealReport
 from ckpt_tools.rules.base import Settings
 
 _LOCK = "lock"
-_WANTED = {"checksums": True, "statistics": False, "digests": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class _Wish:
     data: tuple[SealedData, ...]
     output: str | None
     force: bool
+    deep: bool
     jobs: int | None
     disk: Disk
 
@@ -49,6 +49,7 @@ def seal(
     data: Sequence[str | SealedData] = (),
     output: str | None = None,
     force: bool = False,
+    deep: bool = False,
     settle: float = 60.0,
     jobs: int | None = None,
     now_ns: int | None = None,
@@ -66,6 +67,7 @@ def seal(
         data: files and directories of training data whose digests are noted too, or what was noted of them before.
         output: where the manifest goes instead of the checkpoint; PATH must then be one checkpoint.
         force: seal whatever is wrong with it.
+        deep: also judge the values, as ``verify --deep`` does, and note the largest magnitude of each tensor.
         settle: see ``verify``.
         jobs: threads that read; as many as processors when None.
         now_ns: the clock, for tests; the system's when None.
@@ -94,6 +96,7 @@ def seal(
         _data(data, jobs, progress),
         output,
         force,
+        deep,
         jobs,
         disk or local or LocalDisk(),
     )
@@ -138,7 +141,7 @@ def _one(run: Run, checkpoint: Checkpoint, wish: _Wish, task: Task) -> SealedChe
     directory, inner = sealed.place_of(run, checkpoint)
     place = wish.output or os.path.normpath(os.path.join(_base(run, checkpoint), inner, NAME))
     old = _old(run, view, wish)
-    view.data = deep.read(view, deep.Wants(**_WANTED), jobs=wish.jobs, task=task)
+    view.data = deep.read(view, deep.Wants(True, wish.deep, True), jobs=wish.jobs, task=task)
     unread = _unread(view, view.data)
     findings = engine.check(run, checkpoint, view, wish.settings, engine.Selection(ignore=("CK41",)))
     faults = [finding for finding in findings if finding.severity >= Severity.ERROR]

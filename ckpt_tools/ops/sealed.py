@@ -12,7 +12,7 @@ from ckpt_tools.containers.base import Content
 from ckpt_tools.core.errors import CkptError, NothingFoundError, SourceError, UsageError
 from ckpt_tools.core.listing import SIDECAR, FileStat
 from ckpt_tools.core.source import FileSource, Source
-from ckpt_tools.layouts.match import is_file
+from ckpt_tools.layouts.match import is_file, newer_siblings, older_siblings
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.manifest import (
@@ -27,7 +27,8 @@ from ckpt_tools.model.manifest import (
     compare,
 )
 from ckpt_tools.model.manifest_document import document, parse
-from ckpt_tools.model.summaries import FileSummary, Segment
+from ckpt_tools.model.summaries import DataSummary, FileSummary, Segment, TensorSummary
+from ckpt_tools.model.tensors import TensorRef
 
 SMALL = 1 << 20
 """Files of at most so many bytes are compared byte by byte, however shallow the look is."""
@@ -115,6 +116,26 @@ def _checksum(value: Mapping[str, Any]) -> str:
     hasher = PieceHasher()
     hasher.update(memoryview(text.encode()))
     return finish(_HEAD, hasher.finish())
+
+
+def beside(run: Run) -> tuple[DataSummary, ...]:
+    """Return the magnitudes that the sealed checkpoints next to a single one had; nothing else of them is read."""
+    parent = os.path.dirname(os.path.abspath(run.root))
+    found = []
+    for name in (*older_siblings(run)[:1], *newer_siblings(run)[:1]):
+        inner = f"{name}/{SIDECAR}/{NAME}"
+        try:
+            manifest = load(os.path.join(parent, inner), inner)
+        except (SourceError, ManifestError):
+            continue  # not sealed; what is wrong with its manifest is told where it is looked at itself
+        found.append(DataSummary({path: _magnitudes(path, file) for path, file in manifest.files.items()}))
+    return tuple(found)
+
+
+def _magnitudes(path: str, file: SealedFile) -> FileSummary:
+    known = {name: each.largest for name, each in (file.tensors or {}).items() if each.largest is not None}
+    tensors = {name: TensorSummary(TensorRef(name, "", (), ()), largest=largest) for name, largest in known.items()}
+    return FileSummary(path, file.size, file.container, "", tensors)
 
 
 # Comparison ------------------------------------------------------------------------------------------------

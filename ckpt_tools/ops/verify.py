@@ -87,6 +87,8 @@ def verify(
             if looker is not None:
                 looker.look(view, task)
             sealed.hold(view, data or None)
+            if looker is not None and run.single:
+                view.beside = sealed.beside(run)
             found = engine.check(run, checkpoint, view, settings, selection)
             left_out = list(engine.skipped(view))
             if loader is not None:

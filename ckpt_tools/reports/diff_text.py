@@ -61,9 +61,9 @@ def summary(found: Tensors) -> str:
     words = []
     if found.rows:
         words.append(f"{len(found.rows):,} of {found.total:,} tensors differ")
-    elif found.compared and found.same:
+    elif found.same and (found.compared or not found.unread):
         words.append(f"equal ({count(found.same, 'tensor')})")
-    elif not found.compared:
+    elif not found.compared and found.unread:
         words.append(f"{count(found.same + len(found.unread), 'tensor')} of the same name, dtype and shape")
     if found.tolerated:
         words.append(f"{found.tolerated:,} within the tolerance")
@@ -72,8 +72,10 @@ def summary(found: Tensors) -> str:
             words.append(f"{len(names):,} only on the {side}")
     if found.compared and found.unread:
         words.append(f"{len(found.unread):,} not compared")
-    if not found.compared:
-        words.append("values not compared")
+    if not found.compared and found.unread:
+        words.append(
+            "values not compared" if len(found.unread) == found.total else f"{len(found.unread):,} not compared"
+        )
     return ", ".join(words) or "none on either side"
 
 

@@ -293,6 +293,7 @@ def magnitude_outlier(run: Run, context: Context) -> Iterator[Hit]:
     views = [context.views[each.path] for each in run.checkpoints if context.views[each.path].data is not None]
     for position, view in enumerate(views):
         beside = [views[other].data for other in (position - 1, position + 1) if 0 <= other < len(views)]
+        beside += view.beside
         learnt = [part.path for part in view.checkpoint.of(Role.WEIGHTS, Role.ADAPTER, Role.OPTIMIZER, Role.COMBINED)]
         for path in learnt:
             file = view.data.files.get(path) if view.data is not None else None

@@ -47,10 +47,15 @@ def _wrong(value: Mapping[Any, Value]) -> Iterator[str]:
     if not isinstance(python, tuple) or len(python) != 3 or not isinstance(python[1], tuple):
         yield "python must be (version, integers, number)"
     array = numbers[1] if isinstance(numbers, tuple) and len(numbers) > 1 else None
-    if numpy_array(array) is None and not isinstance(numbers, dict):  # set_state takes the long form too
+    # set_state takes the long form too, and integers in a list
+    if numpy_array(array) is None and not isinstance(numbers, dict) and not _integers(array):
         yield "numpy must be (name, array, position, ...)"
     if not isinstance(torch, TensorRef) or torch.dtype != "uint8" or torch.numel < _GENERATOR:
         yield f"cpu must be a tensor of at least {_GENERATOR:,} bytes"
+
+
+def _integers(value: Value) -> bool:
+    return isinstance(value, list) and len(value) == 624 and all(type(item) is int for item in value)
 
 
 RULES: tuple[Rule, ...] = (rng_state_invalid,)

@@ -6,9 +6,10 @@ Each rule reports the problem of its own name that a container stated.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckpt_tools.model.checkpoint import Part
-from ckpt_tools.model.findings import Severity
+from ckpt_tools.model.findings import Fix, Severity
 from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
 
 
@@ -45,7 +46,9 @@ def trailing_bytes(part: Part, context: Context) -> Iterator[Hit]:
 
     **How to repair.** Nothing is lost: cut the file to the length that the finding names.
     """
-    yield from relay(part, context, "trailing-bytes")
+    for hit in relay(part, context, "trailing-bytes"):
+        fix = Fix("cut off what follows the data", True, "cut-trailing", {"path": part.path}) if hit.help else None
+        yield replace(hit, fix=fix, help=None if fix else hit.help)
 
 
 @rule("CK214", "tensor-size-mismatch", Severity.ERROR, Part, impact=None)

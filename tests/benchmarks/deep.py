@@ -19,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 TESTZIP = "import sys, zipfile; assert zipfile.ZipFile(sys.argv[1]).testzip() is None"
 
 

@@ -84,8 +84,8 @@ def tell(title: str, results: dict[str, Measured], goals: Sequence[str] = ()) ->
     print(f"\n{title}")
     last = list(results.values())[-1]
     for name, got in results.items():
-        ratio = last.wall / got.wall
-        compared = f"{ratio:7.2f} x as fast" if got is not last else ""
+        ratios = f"{last.wall / got.wall:7.2f} x as fast ({last.processor / got.processor:.2f} x by processor time)"
+        compared = ratios if got is not last else ""
         print(
             f"  {name:<48}{got.wall * 1000:10.1f} ms wall {got.processor * 1000:10.1f} ms cpu"
             f" {got.memory:8.1f} MiB  {compared}"

@@ -95,6 +95,7 @@ REFUSED = {
     "state of a dictionary": b"}}b",
     "state of a class": b"ctorch\nSize\n}b",
     "elements for a class": b"ctorch\nSize\nK\x01a",
+    "keys for a tensor": b"ctorch\nTensor\n)RK\x01K\x02s",
     "keys for a set": b"\x8fK\x01K\x02s",
     "key that is a list": b"}]K\x01s",
     "text that is none": b"U\x01\xff",

@@ -83,3 +83,34 @@ def test_a_manifest_that_was_changed_is_not_believed(sealed: Path) -> None:
     assert report.equal
     assert len(report.skipped) == 1
     assert "not used" in report.skipped[0]
+
+
+def test_sealed_checkpoints_say_their_answer_at_once(sealed: Path) -> None:
+    assert diff(f"{sealed}@2", f"{sealed}@4", tensors=False).headline[-1].startswith("21 of 21 weights changed, by the")
+    assert diff(f"{sealed}@2", f"{sealed.parent / 'copy'}@2", tensors=False).headline == ("equal",)
+
+
+def test_stored_checksums_prove_a_difference_and_only_hint_at_the_rest(fixtures_dir: Path) -> None:
+    run = fixtures_dir / "trainer5-full"
+    report = diff(f"{run}@2", f"{run}@4", tensors=False)
+    assert report.moments is not None
+    assert {row.note for row in report.moments.rows} == {"another checksum in the file"}
+    same = diff(f"{run}@2", f"{run}@2", tensors=False)
+    assert same.equal
+    assert same.headline == ("no difference found; the values of tensors were not compared (--no-tensors)",)
+    assert same.skipped == (
+        "42 tensors have the size and the stored checksum of the other side: probably equal, not compared",
+    )
+
+
+def test_environment_and_data_are_compared_where_both_are_sealed_with_them(copy_of: Copy, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    run = copy_of("trainer5-full", "out")
+    for step in (2, 4):
+        data.write_text(f"{step}", encoding="utf-8")
+        assert main(["seal", "--env", "--data", str(data), str(run / f"checkpoint-{step}")]) == 0
+    sections = {section.name: section for section in diff(f"{run}@2", f"{run}@4").sections}
+    assert sections["environment"].changes == ()
+    (change,) = sections["data"].changes
+    assert change.left != change.right
+    assert change.key.startswith("data")

@@ -274,6 +274,17 @@ class TestUndo:
         undo(home_of(root))
         assert (root / "state.json").stat().st_mode & 0o777 == 0o640
 
+    def test_an_entry_that_leads_through_a_link(self, root: Path, tmp_path: Path) -> None:
+        """A journal that came with a download is no better than any other file of it."""
+        plan = Plan("p", (PatchBytes("more/rng.pt", 0, b"rng", b"bad"),))
+        apply(home_of(root), plan, disk=Quick())
+        (root / "more").rename(tmp_path / "elsewhere")
+        (root / "more").symlink_to(tmp_path / "elsewhere")
+        for options in ({"dry_run": True}, {"disk": Quick()}):
+            with pytest.raises(EditRefusedError, match="not written through"):
+                undo(home_of(root), **options)  # type: ignore[arg-type]
+        assert (tmp_path / "elsewhere" / "rng.pt").read_bytes().startswith(b"bad")
+
     @pytest.mark.parametrize("harm", [b"", b"{}", b'{"schema": "ckpt-tools/journal/9"}\n{}', None])
     def test_a_damaged_entry(self, root: Path, harm: bytes | None) -> None:
         apply(home_of(root), Plan("p", PATCHES), disk=Quick())

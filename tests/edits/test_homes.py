@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,3 +117,23 @@ def test_two_processes_exclude_each_other(tmp_path: Path, locked: str, edited: s
         with pytest.raises(EditRefusedError, match="another ckpt process"):
             attempt()
     attempt()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "ckpt")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    apply(home_of(root), Plan("p", PATCHES), disk=Quick())
+    apply(home_of(root / "state.json"), Plan("p", (WriteFile("state.json", b"{}", STATE),)), disk=Quick())
+    held = root / SIDECAR / "lock.held"
+    assert not held.exists()
+    held.touch()
+    for path in (root, root / "state.json"):
+        with pytest.raises(EditRefusedError, match="another ckpt process") as raised:
+            undo(home_of(path), disk=Quick())
+        assert str(held) in str(raised.value.hint)
+    held.unlink()
+    undo(home_of(root), disk=Quick())

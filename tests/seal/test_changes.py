@@ -182,3 +182,38 @@ def test_a_sample_compares_what_it_reads(large: tuple[Path, dict[str, int]]) -> 
     flip(place / "model.safetensors", offsets["b"])
     said = [bool(errors(place, deep=True, sample=f"{part}/3")) for part in (1, 2, 3)]
     assert said.count(True) == 1
+
+
+def test_a_sealed_neighbour_shows_what_is_out_of_range(copy_of: Copy) -> None:
+    """The exponent of one weight is damaged, in a file without checksums: only a neighbour tells."""
+    import ckpt_tools
+
+    run = copy_of("trainer5-full")
+    place = run / "checkpoint-4"
+    data = (place / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    at = next(at for at in range(start, len(data), 4) if data[at + 3] & 0x7F == 0x3C)  # the bits of about 0.01
+    flip(place / "model.safetensors", at + 3, 0x40)
+
+    def said() -> list[str]:
+        report = ckpt_tools.verify(str(place), settle=0, deep=True, select=("CK406",))
+        return [each.code for each in report.all_findings()]
+
+    assert said() == []
+    sealed(run / "checkpoint-2")
+    assert said() == [], "no magnitudes were noted"
+    (run / "checkpoint-2" / ".ckpt-tools" / "manifest.json").unlink()
+    sealed(run / "checkpoint-2", deep=True)
+    assert said() == ["CK406"]
+
+
+def test_a_deep_seal_refuses_what_a_deep_look_finds(copy_of: Copy) -> None:
+    from ckpt_tools.ops.seal import seal
+
+    place = copy_of("trainer5-full/checkpoint-2")
+    file = place / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\xc0\x7f")
+    (made,) = seal(str(place), settle=0, deep=True).checkpoints
+    assert made.status == "refused"
+    assert any(each.code == "CK402" for each in made.findings)
+    assert sealed(place).status == "sealed", "a shallow one does not look at values"

@@ -1,0 +1,150 @@
+"""Whether the values of a file differ from what they were by exactly what was planned."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_tools.containers import reader
+from ckpt_tools.containers.base import Content
+from ckpt_tools.containers.pickle_positions import Keys
+from ckpt_tools.core.source import Source
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Part
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
+
+_CODES = {
+    "float32": "f", "float64": "d", "float16": "e", "int8": "b", "uint8": "B", "int16": "h", "uint16": "H",
+    "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A place as it was and will be; ``new`` is what the file can hold (a tensor's number is rounded)."""
+
+    part: Part
+    keys: Keys
+    old: Value
+    new: Value
+
+    @property
+    def key(self) -> str:
+        return shown(self.keys)
+
+
+def shown(keys: Keys) -> str:
+    """Return a key path as people write it."""
+    return "".join(map(step, keys)).removeprefix(".")
+
+
+def prove(before: View, after: View, changed: Sequence[Changed]) -> str | None:
+    """Return what is not exactly as planned in the files as they are now, None when all is.
+
+    ``before`` is the view that the plan was made with, ``after`` a new one of the same checkpoint.
+    """
+    parts = {part.path: part for part in after.checkpoint.parts}
+    for path in dict.fromkeys(change.part.path for change in changed):
+        part = parts.get(path)
+        own = [change for change in changed if change.part.path == path]
+        was = before.content(own[0].part)
+        if part is None or was is None:
+            return f"{path}: is gone"
+        with after.listing.open(path) as source:
+            reason = unmet(was, reader.read(source, part.containers), own, source)
+        if reason is not None:
+            return f"{path}: {reason}"
+    return None
+
+
+def unmet(before: Content, after: Content, changed: Sequence[Changed], source: Source) -> str | None:
+    """Return where the values of a file differ from what they were by more or less than ``changed``."""
+    if not after.readable:
+        return "it cannot be decoded afterwards: " + "; ".join(problem.message for problem in after.problems)
+    kinds = {problem.kind for problem in before.problems}
+    new = next((problem for problem in after.problems if problem.kind not in kinds), None)
+    if new is not None:
+        return f"it would be damaged afterwards: {new.message}"
+    if set(before.globals) < set(after.globals):
+        return "it refers to more classes afterwards"
+    tree: dict[Any, Any] = {}
+    for change in changed:
+        node = tree
+        for key in change.keys[:-1]:
+            node = node.setdefault(key, {})
+        node[change.keys[-1]] = _Leaf(change.new)
+    return next(_unequal(before.value, after.value, tree, source, ()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    new: Value
+
+
+def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Iterator[str]:
+    """Yield what differs and was not planned, and what was planned and is not there."""
+    if isinstance(plan, _Leaf):
+        now = tensor_number(source, b) if isinstance(b, TensorRef) else b
+        if not (same(now, plan.new) and type(now) is type(plan.new)):
+            yield f"{shown(keys)} is {now!r} and not {plan.new!r}"
+        return
+    if plan is None:
+        if not same(a, b):
+            yield f"{shown(keys) or 'the whole'} changes as well"
+        return
+    left, right = as_mapping(a), as_mapping(b)
+    if left is None and isinstance(a, list | tuple) and type(a) is type(b):
+        left, right = dict(enumerate(a)), dict(enumerate(b))
+    if left is None or right is None or list(left) != list(right):
+        yield f"{shown(keys) or 'the whole'} changes as a whole"
+        return
+    for key, value in left.items():
+        yield from _unequal(value, right[key], plan.get(key), source, (*keys, key))
+
+
+def same(a: Value, b: Value) -> bool:
+    """Return whether two decoded values say the same; NaN is the same as NaN."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Opaque):
+        return a.qualname == b.qualname and same((a.args, a.state, a.items), (b.args, b.state, b.items))
+    if isinstance(a, Pairs):
+        return same(a.pairs, b.pairs)
+    return bool(a == b or (a != a and b != b))
+
+
+# Numbers in tensors ----------------------------------------------------------------------------------------
+
+
+def tensor_number(source: Source, ref: TensorRef) -> float | int | None:
+    """Return the one element of a tensor, None where it is none or of another type."""
+    if ref.numel != 1 or len(ref.chunks) != 1:
+        return None
+    chunk = ref.chunks[0]
+    raw = source.read(chunk.extent.offset - source.base, chunk.extent.length)
+    order = "<" if chunk.byteorder == "little" else ">"
+    if ref.dtype == "bfloat16":
+        number: float = struct.unpack("<f", bytes(2) + (raw if order == "<" else raw[::-1]))[0]
+        return number
+    code = _CODES.get(ref.dtype)
+    return None if code is None else struct.unpack(order + code, raw)[0]
+
+
+def packed(ref: TensorRef, value: float | int) -> bytes:
+    """Return the bytes of a tensor of one element that is ``value``."""
+    order = "<" if ref.chunks[0].byteorder == "little" else ">"
+    if ref.dtype == "bfloat16":
+        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+        raw = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF).to_bytes(2, "little")
+        return raw if order == "<" else raw[::-1]
+    code = _CODES[ref.dtype]
+    return struct.pack(order + code, value if code in "fde" else int(value))

@@ -1,0 +1,142 @@
+"""Repairs that move, cut or copy whole files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from ckpt_tools.core.errors import CkptError, SourceError
+from ckpt_tools.core.listing import Kind
+from ckpt_tools.edits.repair_base import MAX_WHOLE, CannotRepairError, Draft, Subject
+from ckpt_tools.layouts.match import beside, group, open_run
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Checkpoint, Role
+from ckpt_tools.model.findings import Fix
+from ckpt_tools.model.plan import Action, MoveFile, TruncateTo, WriteFile
+from ckpt_tools.model.tensors import TensorRef
+
+INVARIANT = frozenset({Role.CONFIG, Role.GENERATION_CONFIG, Role.TOKENIZER, Role.TRAINING_ARGS, Role.ADAPTER_CONFIG})
+"""What is the same in every checkpoint of one training."""
+
+_SIBLINGS = 16
+
+
+def set_aside(fix: Fix, subject: Subject) -> Draft:
+    """Plan to move a file into the quarantine."""
+    path = str(fix.params["path"])
+    if path not in subject.files:
+        raise CannotRepairError(f"{path} is not there")
+    return Draft((subject.aside(path),))
+
+
+def restore_name(fix: Fix, subject: Subject) -> Draft:
+    """Plan to give a directory of a run its name."""
+    old, new = str(fix.params["from"]), str(fix.params["to"])
+    if new in subject.files:
+        raise CannotRepairError(f"{new} exists")
+    return Draft((MoveFile(old, new),))
+
+
+def cut_trailing(fix: Fix, subject: Subject) -> Draft:
+    """Plan to cut what follows the data of a safetensors file, where nothing else is wrong with it."""
+    part = subject.part(str(fix.params["path"]))
+    content = subject.opened().content(part)
+    if content is None or not content.readable or [p.kind for p in content.problems] != ["trailing-bytes"]:
+        raise CannotRepairError(f"{part.path}: more is wrong with it than what follows the data")
+    covered, size = int(content.facts["covered"]), content.size
+    if size - covered > MAX_WHOLE:
+        raise CannotRepairError(
+            f"{part.path}: {size - covered:,} bytes are too many to be kept in the journal",
+            f"`truncate -s {covered} {part.path}` cuts them off for good",
+        )
+    with subject.opened().listing.open(part.path) as source:
+        tail = source.read(covered, size - covered)
+    said = "zeros" if not tail.strip(b"\0") else f"bytes, the first {tail[:8].hex(' ')}"
+    note = f"{part.path}: {size - covered:,} {said} after the {covered:,} that its header accounts for"
+    return Draft((TruncateTo(part.path, covered, tail),), notes=(note,))
+
+
+def copy_beside(fix: Fix, subject: Subject) -> Draft:
+    """Plan to copy a file that is the same in every checkpoint of a run from one beside this one."""
+    path = str(fix.params["name"])
+    reasons = []
+    for name, other in siblings(subject):
+        if path not in other.listing.files:
+            continue
+        try:
+            data = _whole(other, path)
+            _fitting(subject, other, path)
+        except (CannotRepairError, SourceError) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        actions: list[Action] = [subject.aside(path)] if path in subject.files else []
+        actions.append(WriteFile(path, data, None))
+        return Draft(tuple(actions), notes=(f"{path} is that of {name}",))
+    raise CannotRepairError(
+        f"no checkpoint of the run has a {path} that fits{': ' + '; '.join(reasons) if reasons else ''}",
+        "copy it from where the training began",
+    )
+
+
+def siblings(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
+    """Yield the other checkpoints of the same training by name, the nearest in step first."""
+    run, checkpoint = subject.run, subject.checkpoint
+    if checkpoint is None or checkpoint.is_file:
+        return
+    step = checkpoint.step or 0
+    if not run.single:
+        others = [(os.path.basename(each.path), each) for each in group(run, checkpoint) if each is not checkpoint]
+    else:
+        parent = os.path.dirname(os.path.abspath(run.root))
+        others = []
+        for name, _ in beside(run, checkpoint):
+            try:
+                opened = open_run(os.path.join(parent, name))
+            except CkptError:
+                continue
+            if opened.single:
+                others.append((name, opened.checkpoints[0]))
+    others.sort(key=lambda pair: abs((pair[1].step or 0) - step))
+    yield from others[:_SIBLINGS]
+
+
+def _whole(other: Checkpoint, path: str) -> bytes:
+    """Return a file of another checkpoint, which has to be in order itself."""
+    part = next((part for part in other.parts if part.path == path), None)
+    if part is None or not part.stat.is_file:
+        raise CannotRepairError("it is no file there")
+    content = View(other).content(part)
+    if content is None or not content.readable or content.problems or part.stat.size > MAX_WHOLE:
+        raise CannotRepairError("it is damaged there too")
+    with other.listing.open(path) as source:
+        return source.read(0, source.size)
+
+
+def _fitting(subject: Subject, other: Checkpoint, path: str) -> None:
+    """Require that the tensors, which a config describes, are called and shaped alike in both checkpoints."""
+    view = subject.opened()
+    part = next(part for part in other.parts if part.path == path)
+    beyond = View(other)
+    if part.role in (Role.CONFIG, Role.GENERATION_CONFIG):
+        ours, theirs = view.weights, beyond.weights
+    elif part.role is Role.ADAPTER_CONFIG:
+        ours, theirs = view.adapters().get(part.adapter, {}), beyond.adapters().get(part.adapter, {})
+    else:
+        return
+    if not ours:
+        raise CannotRepairError("the tensors here cannot be read, so that nothing shows that it fits")
+    if _shapes(ours) != _shapes(theirs):
+        raise CannotRepairError("its tensors have other names or shapes")
+
+
+def _shapes(refs: Mapping[str, TensorRef]) -> dict[str, tuple[int, ...]]:
+    return {name: ref.shape for name, ref in refs.items()}
+
+
+def quarantine(fix: Fix, subject: Subject) -> Draft:
+    """Plan to move a whole checkpoint into the quarantine of its run."""
+    path = str(fix.params["path"])
+    entry = subject.run.listing.files.get(path)
+    if "/" not in path and (entry is None or entry.kind is not Kind.DIRECTORY or entry.link is not None):
+        raise CannotRepairError(f"{path} is no directory of the run")
+    return Draft((subject.aside(path),))

@@ -1,0 +1,89 @@
+"""From the fixes that findings offer to plans: the table of the kinds, and fixes that no rule can offer itself.
+
+Rules look at one checkpoint and never write.  Whether a fix can be made, and out of what, is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckpt_tools.edits import repair_files, repair_index, repair_names, repair_pickles, repair_state
+from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Planner, Subject
+from ckpt_tools.edits.repair_files import INVARIANT
+from ckpt_tools.model.checkpoint import Part, Role
+from ckpt_tools.model.findings import Finding, Fix, Severity
+
+PLANNERS: Mapping[str, Planner] = {
+    "cut-trailing": repair_files.cut_trailing,
+    "copy-beside": repair_files.copy_beside,
+    "strip-prefixes": repair_names.strip_prefixes,
+    "rename-adapter-tensors": repair_names.rename_adapter,
+    "restore-state": repair_state.restore,
+    "rebuild-index": repair_index.rebuild,
+    "set-aside": repair_files.set_aside,
+    "replace-numpy-scalar": repair_pickles.replace_numpy,
+    "portable-rng": repair_pickles.portable_rng,
+    "set-best": repair_state.set_value,
+    "restore-name": repair_files.restore_name,
+    "quarantine": repair_files.quarantine,
+}
+"""The kinds of fixes, in the order in which they are made: later ones may need what earlier ones gave back."""
+
+_DAMAGE = ("CK2",)
+
+
+def plan(fix: Fix, subject: Subject) -> Draft:
+    """Return what a fix comes to on what is there now.
+
+    Raises:
+        CannotRepairError: it cannot be made; the reason says why.
+    """
+    planner = PLANNERS.get(fix.kind)
+    if planner is None:
+        raise CannotRepairError(f"this version has no repair of the kind {fix.kind!r}")
+    return planner(fix, subject)
+
+
+def rank(fix: Fix) -> int:
+    """Return the place of a fix in the order of making."""
+    kinds = list(PLANNERS)
+    return kinds.index(fix.kind) if fix.kind in PLANNERS else len(kinds)
+
+
+def offer(finding: Finding, subject: Subject) -> Fix | None:
+    """Return the fix of a finding: the one that its rule offers, or one that needs more than a rule may look at."""
+    part = _part(finding, subject)
+    if finding.fix is not None:
+        if part is not None and finding.fix.kind == "replace-numpy-scalar":
+            return replace(finding.fix, params={**finding.fix.params, "path": part.path})
+        return finding.fix
+    if finding.name == "rng-needs-allow-list":
+        return Fix("write it so that every version can load it", True, "portable-rng")
+    damaged = finding.code.startswith(_DAMAGE) and finding.severity >= Severity.WARNING
+    if part is not None and damaged:
+        if part.role is Role.INDEX:
+            return Fix(
+                "write the index again from the headers of the shards", True, "rebuild-index", {"path": part.path}
+            )
+        if part.role in INVARIANT:
+            return Fix("take it from another checkpoint of the run", True, "copy-beside", {"name": part.path})
+        if part.role is Role.TRAINER_STATE:
+            return Fix("write it again from the state of a later checkpoint", False, "restore-state")
+    if finding.name == "best-model-missing":
+        params = {"path": "trainer_state.json", "key": "best_model_checkpoint", "value": None}
+        return Fix("clear best_model_checkpoint", False, "set-best", params)
+    if (
+        finding.name == "save-interrupted"
+        and subject.checkpoint is not None
+        and subject.checkpoint.layout == "hf-trainer"
+    ):
+        return Fix("write trainer_state.json from the state of a later checkpoint", False, "restore-state")
+    return None
+
+
+def _part(finding: Finding, subject: Subject) -> Part | None:
+    checkpoint = subject.checkpoint
+    if checkpoint is None:
+        return None
+    return next((part for part in checkpoint.parts if checkpoint.place(part.path) == finding.path), None)

@@ -1,0 +1,165 @@
+"""What the commands that set numbers share: opening one checkpoint, refusing what is unfit, carrying a plan out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_tools.core.errors import EditRefusedError, UsageError
+from ckpt_tools.core.listing import FileStat
+from ckpt_tools.edits import guards, proof
+from ckpt_tools.edits.apply import apply
+from ckpt_tools.edits.journal import Home, home_of
+from ckpt_tools.edits.proof import Changed
+from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
+from ckpt_tools.model.findings import Verdict
+from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, WriteFile
+from ckpt_tools.model.values import step, whole
+from ckpt_tools.ops import engine
+from ckpt_tools.ops.undo import being_saved, file_change
+from ckpt_tools.reports.edit import Change, FileChange
+from ckpt_tools.rules.base import Settings
+
+MANY = 8
+"""From so many like changes on, they are told in one line."""
+
+_DAMAGE = engine.Selection(("CK2",))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One checkpoint that is about to be edited."""
+
+    path: str
+    run: Run
+    checkpoint: Checkpoint
+    view: View
+    home: Home
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was written, or would be."""
+
+    files: tuple[FileChange, ...]
+    bytes_written: int
+    notes: tuple[str, ...]
+
+
+def open_checkpoint(path: str) -> Opened:
+    """Return the one checkpoint that ``path`` names.
+
+    Raises:
+        NothingFoundError: no such path, or no checkpoint there.
+        UsageError: it is a run of several checkpoints, or one file of a checkpoint.
+    """
+    home = home_of(path)
+    run = open_run(path)
+    if len(run.checkpoints) != 1 or (not run.single and run.checkpoints[0].path != "."):
+        newest = run.checkpoints[-1].path
+        hint = f"for example {os.path.join(path, newest)}"
+        raise UsageError(f"{path}: holds several checkpoints; name one", hint=hint)
+    checkpoint = run.checkpoints[0]
+    if checkpoint.is_file and not checkpoint.has(Role.COMBINED):
+        parent = os.path.dirname(path) or "."
+        raise UsageError(f"{path}: is one file of a checkpoint; the others have to fit it", hint=f"name {parent}")
+    return Opened(path, run, checkpoint, View(checkpoint), home)
+
+
+def refuse_unfit(opened: Opened, parts: Iterable[Part], settle: float, now_ns: int | None) -> None:
+    """Require that the files to be edited are whole, and that no earlier edit of them is unfinished.
+
+    Raises:
+        EditRefusedError: they are not.
+    """
+    names = {part.path for part in parts}
+    guards.refuse_pending(opened.home, tuple(names))
+    reason = being_saved(opened.path, settle, now_ns)
+    if reason is not None:
+        raise EditRefusedError(f"the checkpoint is being written: {reason}", hint="wait until its save has ended")
+    now = time.time_ns() if now_ns is None else now_ns
+    settings = Settings(now, int(settle * 1e9))
+    places = {opened.checkpoint.place(name): name for name in names}
+    for finding in engine.check(opened.run, opened.checkpoint, opened.view, settings, _DAMAGE):
+        if finding.path in places and finding.impact.resume is Verdict.BROKEN:
+            raise EditRefusedError(
+                f"{places[finding.path]}: {finding.message} ({finding.code}); it is not edited",
+                hint=f"`ckpt verify {opened.path}` tells more",
+            )
+
+
+def carry_out(
+    opened: Opened,
+    title: str,
+    actions: Sequence[Action],
+    changed: Sequence[Changed],
+    *,
+    dry_run: bool,
+    settle: float,
+    now_ns: int | None,
+    command: str,
+) -> Done:
+    """Apply a plan, or with ``dry_run`` check that it could be applied.
+
+    Raises:
+        EditRefusedError: a guard does not hold.
+        EditError: the system refused something, or the values are not as planned afterwards.
+    """
+    plan = Plan.of(title, actions, opened.checkpoint.listing.files)
+
+    def saving() -> str | None:
+        return being_saved(opened.path, settle, now_ns)
+
+    def prove() -> str | None:
+        return proof.prove(opened.view, View(open_run(opened.path).checkpoints[0]), changed)
+
+    if dry_run:
+        guards.check(opened.home, plan, saving)
+        return Done(tuple(_foretold(plan, opened.checkpoint.listing.files)), plan.bytes_written, ())
+    outcome = apply(opened.home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
+    return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, outcome.notes)
+
+
+def _foretold(plan: Plan, files: Mapping[str, FileStat]) -> Iterable[FileChange]:
+    for path in dict.fromkeys(action.path for action in plan.actions if not isinstance(action, MoveFile)):
+        entry = files.get(path)
+        before = entry.size if entry is not None else None
+        after = before
+        for action in plan.actions:
+            if action.path == path and isinstance(action, WriteFile):
+                after = len(action.new)
+            elif action.path == path and isinstance(action, AppendBytes):
+                after = action.offset + len(action.data)
+            elif action.path == path and not isinstance(action, PatchBytes):
+                after = None
+        yield FileChange(path, before, after, entry.mtime_ns if entry is not None else None, None)
+
+
+def told(changed: Sequence[Changed]) -> tuple[Change, ...]:
+    """Return changes as reports show them; many that differ in one position alone are one, with ``[*]`` for it."""
+    groups: dict[tuple[object, ...], list[Changed]] = {}
+    for change in changed:
+        pattern = change.keys if len(change.keys) < 3 else (*change.keys[:-2], "*", change.keys[-1])
+        groups.setdefault((change.part.path, pattern, change.old, change.new), []).append(change)
+    rows: list[Change] = []
+    for members in groups.values():
+        first = members[0]
+        if len(members) > MANY:
+            key = f"{proof.shown(first.keys[:-2])}[*]{step(first.keys[-1])}"
+            rows.append(Change(first.part.path, key, first.old, first.new))
+        else:
+            rows += [Change(change.part.path, change.key, change.old, change.new) for change in members]
+    return tuple(rows)
+
+
+def step_of(opened: Opened) -> int | None:
+    """Return the step that the checkpoint is of, as far as it is stored anywhere."""
+    view = opened.view
+    if view.step is not None:
+        return view.step
+    counted = [number for value in view.numbers("optimizer-step") if (number := whole(value)) is not None]
+    return max(counted, default=None)
