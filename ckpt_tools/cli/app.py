@@ -20,6 +20,7 @@ COMMANDS: tuple[str, ...] = (
     "seal",
     "checksum",
     "set-lr",
+    "set-step",
     "repair",
     "undo",
     "explain",

@@ -17,6 +17,11 @@ from ckpt_tools.cli import console, options
     is_flag=True,
     help="Also set checkpoints aside that cannot be resumed and are newer than the newest good one.",
 )
+@click.option(
+    "--salvage",
+    metavar="OUT",
+    help="Instead, copy the tensors of a cut safetensors file that are whole into the new file OUT.",
+)
 @options.settle
 @options.output_format("text", "json")
 @options.color
@@ -26,6 +31,7 @@ def command(
     dry_run: bool,
     unsafe: bool,
     quarantine: bool,
+    salvage: str | None,
     settle: float,
     output_format: str,
     color: str,
@@ -45,18 +51,23 @@ def command(
       4  PATH does not exist, or holds no checkpoint
       5  an interrupted edit is left
     """
-    from ckpt_tools.ops.repair import repair
-
     writing = write and not dry_run
-    words = ["ckpt", "repair", path, *(["--unsafe"] if unsafe else []), *(["--quarantine"] if quarantine else [])]
-    report = repair(
-        path,
-        write=writing,
-        unsafe=unsafe,
-        quarantine=quarantine,
-        settle=settle,
-        command=" ".join([*words, "--write"]),
-    )
+    if salvage is not None:
+        from ckpt_tools.ops.salvage import salvage as salvaged
+
+        report = salvaged(path, salvage, write=writing)
+    else:
+        from ckpt_tools.ops.repair import repair
+
+        words = ["ckpt", "repair", path, *(["--unsafe"] if unsafe else []), *(["--quarantine"] if quarantine else [])]
+        report = repair(
+            path,
+            write=writing,
+            unsafe=unsafe,
+            quarantine=quarantine,
+            settle=settle,
+            command=" ".join([*words, "--write"]),
+        )
     if output_format == "json":
         from ckpt_tools.render import json
 

@@ -62,11 +62,6 @@ class Counted:
         return value, 1
 
 
-def optimizer_counters(state: Mapping[Any, Value], numbers: Mapping[Keys, float | int | None]) -> Iterator[Keys]:
-    """Yield the key paths of the counters in an optimizer's state dict that hold a number."""
-    yield from (keys for keys, value in numbers.items() if value is not None)
-
-
 def counter_keys(optimizer: Mapping[Any, Value]) -> Iterator[Keys]:
     """Yield where an optimizer counts: ``step`` of every parameter, and of groups in some (``k`` if schedule-free)."""
     for key, entry in (as_mapping(optimizer.get("state")) or {}).items():
@@ -153,7 +148,7 @@ def _shift(kind: str, state: dict[str, Any], keys: Keys, shift: int, made: Moved
     for number in chosen:
         part = inner[number] if isinstance(inner, list) else None
         part_kind = kind_of(part) if isinstance(part, dict) else None
-        if part_kind is not None and part_kind not in EVALUATIONS:
+        if isinstance(part, dict) and part_kind is not None and part_kind not in EVALUATIONS:
             _shift(part_kind, part, (*keys, "_schedulers", number), shift, made)
     return True
 

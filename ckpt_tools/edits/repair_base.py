@@ -88,13 +88,16 @@ class Subject:
 class Staged:
     """A new file that is too large for the journal: written completely under ``path`` before the plan begins.
 
-    ``write`` makes it and syncs it; ``check`` says what is wrong with it then, None when nothing is.
+    ``write`` makes it; ``check`` says what is wrong with it then, None when nothing is.  Where ``kind`` is set, its own
+    library has to load it too (``rng``: with what the Trainer allows itself for rng files).
     """
 
     path: str
     size: int
     write: Callable[[Disk, str], None]
     check: Callable[[str], str | None] = lambda place: None
+    kind: str = ""
+    rng: bool = False
 
 
 @dataclass(frozen=True, slots=True)

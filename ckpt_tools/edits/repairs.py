@@ -8,13 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ckpt_tools.edits import repair_files, repair_index, repair_names, repair_pickles, repair_state
+from ckpt_tools.edits import (
+    repair_files,
+    repair_index,
+    repair_names,
+    repair_pickles,
+    repair_state,
+    repair_steps,
+    repair_zip,
+)
 from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Planner, Subject
 from ckpt_tools.edits.repair_files import INVARIANT
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import Finding, Fix, Severity
 
 PLANNERS: Mapping[str, Planner] = {
+    "rebuild-zip-directory": repair_zip.rebuild_directory,
     "cut-trailing": repair_files.cut_trailing,
     "copy-beside": repair_files.copy_beside,
     "strip-prefixes": repair_names.strip_prefixes,
@@ -23,6 +32,7 @@ PLANNERS: Mapping[str, Planner] = {
     "rebuild-index": repair_index.rebuild,
     "set-aside": repair_files.set_aside,
     "replace-numpy-scalar": repair_pickles.replace_numpy,
+    "align-step": repair_steps.align,
     "portable-rng": repair_pickles.portable_rng,
     "set-best": repair_state.set_value,
     "restore-name": repair_files.restore_name,
@@ -31,6 +41,7 @@ PLANNERS: Mapping[str, Planner] = {
 """The kinds of fixes, in the order in which they are made: later ones may need what earlier ones gave back."""
 
 _DAMAGE = ("CK2",)
+_COUNTERS = ("step-mismatch", "scheduler-step-mismatch", "optimizer-step-mismatch", "parts-of-different-steps")
 
 
 def plan(fix: Fix, subject: Subject) -> Draft:
@@ -61,6 +72,9 @@ def offer(finding: Finding, subject: Subject) -> Fix | None:
     if finding.name == "rng-needs-allow-list":
         return Fix("write it so that every version can load it", True, "portable-rng")
     damaged = finding.code.startswith(_DAMAGE) and finding.severity >= Severity.WARNING
+    if part is not None and damaged and _lost_directory(finding, part, subject):
+        title = "make the zip directory again from the records, in a new file"
+        return Fix(title, True, "rebuild-zip-directory", {"path": part.path})
     if part is not None and damaged:
         if part.role is Role.INDEX:
             return Fix(
@@ -87,3 +101,13 @@ def _part(finding: Finding, subject: Subject) -> Part | None:
     if checkpoint is None:
         return None
     return next((part for part in checkpoint.parts if checkpoint.place(part.path) == finding.path), None)
+
+
+def _lost_directory(finding: Finding, part: Part, subject: Subject) -> bool:
+    content = subject.view.content(part) if subject.view is not None else None
+    return (
+        content is not None
+        and content.container == "torch-zip"
+        and finding.name in ("file-cut-short", "zip-damaged")
+        and part.role not in INVARIANT
+    )

@@ -50,6 +50,16 @@ class Done:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """A checkpoint's directory gets another name: ``home`` is that of its run, ``files`` are those of the run."""
+
+    home: Home
+    files: Mapping[str, FileStat]
+    name: str
+    to: str
+
+
 def open_checkpoint(path: str) -> Opened:
     """Return the one checkpoint that ``path`` names.
 
@@ -102,6 +112,7 @@ def carry_out(
     settle: float,
     now_ns: int | None,
     command: str,
+    rename: Rename | None = None,
 ) -> Done:
     """Apply a plan, or with ``dry_run`` check that it could be applied.
 
@@ -109,18 +120,25 @@ def carry_out(
         EditRefusedError: a guard does not hold.
         EditError: the system refused something, or the values are not as planned afterwards.
     """
-    plan = Plan.of(title, actions, opened.checkpoint.listing.files)
+    home, files, after = opened.home, dict(opened.checkpoint.listing.files), opened.path
+    if rename is not None:
+        home, files, after = rename.home, dict(rename.files), os.path.join(rename.home.root, rename.to)
+    plan = Plan.of(title, actions, files)
 
     def saving() -> str | None:
         return being_saved(opened.path, settle, now_ns)
 
     def prove() -> str | None:
-        return proof.prove(opened.view, View(open_run(opened.path).checkpoints[0]), changed)
+        view = View(open_run(after).checkpoints[0])
+        try:
+            return proof.prove(opened.view, view, changed)
+        finally:
+            view.close()
 
     if dry_run:
-        guards.check(opened.home, plan, saving)
-        return Done(tuple(_foretold(plan, opened.checkpoint.listing.files)), plan.bytes_written, ())
-    outcome = apply(opened.home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
+        guards.check(home, plan, saving)
+        return Done(tuple(_foretold(plan, files)), plan.bytes_written, ())
+    outcome = apply(home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
     return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, outcome.notes)
 
 
@@ -144,7 +162,7 @@ def told(changed: Sequence[Changed]) -> tuple[Change, ...]:
     groups: dict[tuple[object, ...], list[Changed]] = {}
     for change in changed:
         pattern = change.keys if len(change.keys) < 3 else (*change.keys[:-2], "*", change.keys[-1])
-        groups.setdefault((change.part.path, pattern, change.old, change.new), []).append(change)
+        groups.setdefault((change.part.path, pattern, repr(change.old), repr(change.new)), []).append(change)
     rows: list[Change] = []
     for members in groups.values():
         first = members[0]

@@ -180,11 +180,23 @@ def one_checkpoint(run: Run, against: str) -> None:
 
 
 def hold(view: View, data: Iterable[str] | None = None) -> None:
-    """Compare a checkpoint with its manifest, as deep as it was read, and keep what differs in ``view.seal``."""
+    """Compare a checkpoint with its manifest, as deep as it was read, and keep what differs in ``view.seal``.
+
+    Raises:
+        CkptError: the data that the user named could not be read.
+    """
     seal = view.seal
     if seal is None or seal.manifest is None:
         return
-    manifest = seal.manifest
+    try:
+        _hold(view, seal, seal.manifest, data)
+    except CkptError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
+        view.crashes[seal.place] = error
+
+
+def _hold(view: View, seal: Seal, manifest: Manifest, data: Iterable[str] | None) -> None:
     now = None
     if manifest.environment is not None:
         from ckpt_tools.ops.environment import gather

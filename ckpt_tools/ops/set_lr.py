@@ -95,7 +95,8 @@ def _set(
             settings.append(Setting(home.part, (*home.keys, *keys), number))
     planned = plan_values(view, settings)
     if not planned.changed:
-        raise EditRefusedError("every place has this rate already; nothing was changed")
+        same = ("every place has this rate already",)
+        return EditReport(__version__, opened.path, "the learning rate stays", False, scheduler=made.kind, notes=same)
     title = _title(own, made, request)
     shown, notes = _rates(opened, own, state, found, planned.changed)
     done = change.carry_out(

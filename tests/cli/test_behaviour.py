@@ -163,9 +163,15 @@ class TestVerify:
     def test_options_reach_the_library(self, library: Library) -> None:
         library.answers = {"out": report()}
         selection = ["--select", "CK2,ck203", "--select", "CK21", "--ignore", "CK20"]
-        main(["verify", *selection, "--settle", "0", "--world-size", "8", "--load", "out"])
+        deep = ["--deep", "--sample", "1/7", "-j", "3", "--against", "m.json"]
+        main(["verify", *selection, *deep, "--settle", "0", "--world-size", "8", "--load", "out"])
         assert library.calls == [
             {
+                "deep": True,
+                "sample": "1/7",
+                "jobs": 3,
+                "against": "m.json",
+                "data": (),
                 "select": ("CK2", "CK203", "CK21"),
                 "ignore": ("CK20",),
                 "settle": 0.0,

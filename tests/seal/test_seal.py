@@ -377,3 +377,32 @@ def test_large_files_are_named_as_compared_by_size(copy_of: Copy) -> None:
     (skip,) = (skip for skip in looked(place).checkpoints[0].skipped if skip.code == "CK41")
     assert skip.reason == "1 sealed file, compared by size: needs --deep"
     assert not any(skip.code == "CK41" for skip in looked(place, deep=True).checkpoints[0].skipped)
+
+
+def test_names_that_are_no_text_are_sealed_too(copy_of: Copy) -> None:
+    place = copy_of("trainer5-full/checkpoint-2")
+    odd = Path(os.fsdecode(os.fsencode(place) + b"/bad\xff\n\xe2\x80\xa8"))
+    odd.write_bytes(b"x")
+    sealed(place)
+    assert found(looked(place, deep=True)) == []
+    odd.write_bytes(b"y")
+    assert codes(looked(place)) == {"CK413"}
+
+
+def test_links_to_files_are_sealed_as_what_they_lead_to(copy_of: Copy, tmp_path: Path) -> None:
+    place = copy_of("hf-model/tiny-llama", "snapshot")
+    blob = tmp_path / "blob"
+    (place / "model.safetensors").rename(blob)
+    (place / "model.safetensors").symlink_to(blob)
+    sealed(place)
+    flip(blob, blob.stat().st_size - 3)
+    assert codes(looked(place)) == {"CK415"}
+
+
+def test_a_fault_of_ours_is_a_finding(copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = copy_of("trainer5-full/checkpoint-2")
+    sealed(place)
+    monkeypatch.setattr("ckpt_tools.ops.sealed.compare", lambda *_: 1 / 0)
+    report = looked(place)
+    assert [each.code for each in report.all_findings()] == ["CK001"]
+    assert report.exit_code() == 1

@@ -1,0 +1,227 @@
+"""The fixes of ``ckpt repair``, one after the other, each an edit of its own that has to prove itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from ckpt_tools.core.durable import LocalDisk, look
+from ckpt_tools.core.errors import CkptError, EditError, EditRefusedError, SourceError
+from ckpt_tools.edits import back, guards, repairs
+from ckpt_tools.edits.apply import apply
+from ckpt_tools.edits.journal import Home, home_of
+from ckpt_tools.edits.outcome import Outcome
+from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Staged, Subject, parents
+from ckpt_tools.layouts.match import open_run
+from ckpt_tools.model.findings import Finding, Fix, Severity
+from ckpt_tools.model.plan import MoveFile
+from ckpt_tools.ops import load as loading
+from ckpt_tools.ops.repair_look import Found, Session, key_of, look_again
+from ckpt_tools.ops.undo import file_change
+from ckpt_tools.reports.edit import Change
+from ckpt_tools.reports.repair import DONE, REFUSED, UNSAFE, WAITING, Repair
+
+MOST = 64
+"""Fixes that are made in one checkpoint before something must be wrong."""
+
+_SEALED = "CK41"
+"""Codes that tell a change since sealing, which every repair is."""
+
+
+def finish_pending(session: Session) -> None:
+    """Take back what earlier edits left half done, in the run and in its checkpoints."""
+    homes = [home_of(session.path)]
+    with suppress(CkptError):
+        run = open_run(session.path)
+        homes += [Subject(run, checkpoint, None).home for checkpoint in run.checkpoints]
+    done: set[tuple[str, str]] = set()
+    for home in homes:
+        for edit in back.unfinished(home):
+            key = (edit.home.journal, edit.name)
+            if key in done:
+                continue
+            done.add(key)
+            place = os.path.relpath(edit.home.root, os.path.realpath(session.path))
+            made = Repair(
+                place, "", f"{edit.home.sidecar}/journal/{edit.name}", f"an edit that did not end: {edit.title}",
+                "take it back as a whole", True, "finish-edit", WAITING, writes=edit.paths,
+            )  # fmt: skip
+            if session.write:
+                outcomes = back.recover(edit.home)
+                session.files += [file_change(touched) for each in outcomes for touched in each.files]
+                made = replace(made, state=DONE)
+            session.repairs.append(made)
+
+
+def preview(session: Session, found: Found) -> Iterator[Repair]:
+    for finding, fix in found.fixes():
+        yield planned(session, found.subject, finding, fix)
+
+
+def planned(session: Session, subject: Subject, finding: Finding, fix: Fix) -> Repair:
+    """Return a fix as it would be made, or why it cannot."""
+    try:
+        draft = repairs.plan(fix, subject)
+        plan = draft.plan(fix.title, subject.files)
+        if not draft.staged:
+            guards.check(subject.home, plan, None)
+    except CannotRepairError as error:
+        return _row(subject, finding, fix, REFUSED, _because(error))
+    except (EditRefusedError, SourceError) as error:
+        return _row(subject, finding, fix, REFUSED, str(error))
+    return _row(subject, finding, fix, WAITING if fix.safe or session.unsafe else UNSAFE, None, draft)
+
+
+def _because(error: CannotRepairError) -> str:
+    return f"{error.reason}; {error.way_out}" if error.way_out else error.reason
+
+
+def _row(
+    subject: Subject, finding: Finding, fix: Fix, state: str, reason: str | None = None, draft: Draft | None = None
+) -> Repair:
+    name = subject.checkpoint.path if subject.checkpoint is not None else "."
+    base = Repair(name, finding.code, finding.path, finding.message, fix.title, fix.safe, fix.kind, state, reason)
+    base = replace(base, severity=finding.severity)
+    if draft is None:
+        return base
+    staged = {each.path: each.size for each in draft.staged}
+    moves = [(a.path, a.to) for a in draft.actions if isinstance(a, MoveFile) and a.path not in staged]
+    writes = [a.path for a in draft.actions if not isinstance(a, MoveFile)]
+    writes += [a.to for a in draft.actions if isinstance(a, MoveFile) and a.path in staged]
+    plan = draft.plan(fix.title, subject.files)
+    return replace(
+        base,
+        changes=tuple(Change(*change) for change in draft.changes),
+        moves=tuple(moves),
+        writes=tuple(dict.fromkeys(writes)),
+        notes=draft.notes,
+        bytes_written=plan.bytes_written + sum(staged.values()),
+    )
+
+
+def mend(session: Session, name: str) -> None:
+    """Make the fixes of one checkpoint, looking again after each: one may bring to light or settle another."""
+    tried: set[str] = set()
+    for _ in range(MOST):
+        found = look_again(session.path, name, session.settings)
+        if found is None:
+            return
+        waiting = [(finding, fix) for finding, fix in found.fixes() if key_of(finding, fix) not in tried]
+        if not waiting:
+            return
+        finding, fix = waiting[0]
+        tried.add(key_of(finding, fix))
+        make(session, found.subject, finding, fix, found.findings)
+
+
+def make(session: Session, subject: Subject, finding: Finding, fix: Fix, before: list[Finding]) -> None:
+    if not fix.safe and not session.unsafe:
+        session.repairs.append(planned(session, subject, finding, fix))
+        return
+    name = subject.checkpoint.path if subject.checkpoint is not None else None
+    try:
+        draft = repairs.plan(fix, subject)
+        outcome = _carried_out(session, subject, finding, fix, draft, before, name)
+    except CannotRepairError as error:
+        session.repairs.append(_row(subject, finding, fix, REFUSED, _because(error)))
+    except (EditRefusedError, SourceError) as error:
+        session.repairs.append(_row(subject, finding, fix, REFUSED, str(error)))
+    except EditError as error:
+        if error.pending:
+            raise
+        session.repairs.append(_row(subject, finding, fix, REFUSED, str(error)))
+    else:
+        made = _row(subject, finding, fix, DONE, None, draft)
+        session.repairs.append(replace(made, notes=(*made.notes, *outcome.notes)))
+        session.files += [file_change(touched) for touched in outcome.files]
+        _warn_sealed(session, subject)
+
+
+def _carried_out(
+    session: Session,
+    subject: Subject,
+    finding: Finding,
+    fix: Fix,
+    draft: Draft,
+    before: list[Finding],
+    name: str | None,
+) -> Outcome:
+    home = subject.home
+    disk = LocalDisk()
+    for staged in draft.staged:
+        _stage(home, disk, staged)
+    title = f"repair {finding.code}: {fix.title}" if finding.code else fix.title
+    try:
+        return apply(
+            home,
+            draft.plan(title, subject.files),
+            prove=(lambda: _proof(session, name, finding, before)) if name is not None else None,
+            command=session.command,
+        )
+    except BaseException:
+        for staged in draft.staged:
+            if look(home.at(staged.path)) is not None:
+                disk.unlink(home.at(staged.path))
+        raise
+
+
+def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
+    """Write a large new file where it waits, and load it there, before anything else is changed."""
+    place = home.at(staged.path)
+    try:
+        parents(disk, home, staged.path)
+        staged.write(disk, place)
+        disk.sync(place)
+        reason = staged.check(place) or _loaded(staged, place)
+    except OSError as error:
+        _unstage(home, disk, staged.path)
+        raise EditError(f"{staged.path}: {(error.strerror or str(error)).lower()}; nothing was changed") from error
+    except BaseException:
+        _unstage(home, disk, staged.path)
+        raise
+    finally:
+        disk.close()
+    if reason is not None:
+        _unstage(home, disk, staged.path)
+        raise CannotRepairError(f"the new file does not load: {reason}")
+
+
+def _loaded(staged: Staged, place: str) -> str | None:
+    """Return what the file's own library says against it, None when it loads or the library is not installed."""
+    if not staged.kind:
+        return None
+    with loading.Loader() as loader:
+        status, text = loader.load(os.path.abspath(place), staged.kind, rng=staged.rng)
+    return text if status in ("refused", "crashed") else None
+
+
+def _unstage(home: Home, disk: LocalDisk, path: str) -> None:
+    with suppress(OSError):
+        disk.unlink(home.at(path))
+
+
+def _proof(session: Session, name: str, finding: Finding, before: list[Finding]) -> str | None:
+    """Return what speaks against a repair: its finding is still there, or an error that was not there before."""
+    found = look_again(session.path, name, session.settings)
+    if found is None:
+        return "the checkpoint is gone"
+    known = {(each.code, each.path) for each in before}
+    for each in found.findings:
+        if (each.code, each.path, each.message) == (finding.code, finding.path, finding.message):
+            return f"{each.code} is still found: {each.message}"
+        fresh = (each.code, each.path) not in known and each.severity >= Severity.ERROR
+        if fresh and not each.code.startswith((_SEALED, "CK00")):
+            return f"{each.code} is found now, at {each.path}: {each.message}"
+    return None
+
+
+def _warn_sealed(session: Session, subject: Subject) -> None:
+    if subject.view is not None and subject.view.seal is not None and subject.view.seal.manifest is not None:
+        note = (
+            f"{subject.location}: was sealed before; `ckpt seal {shlex.quote(subject.location)}` seals it as it is now"
+        )
+        if note not in session.notes:
+            session.notes.append(note)
