@@ -10,10 +10,10 @@ from typing import Any
 from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
 from ckpt_tools.containers.pickle_positions import Keys
-from ckpt_tools.core.source import Source
+from ckpt_tools.core.source import Extent, Source
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part
-from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.tensors import Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
 
 _CODES = {
@@ -76,7 +76,8 @@ def unmet(before: Content, after: Content, changed: Sequence[Changed], source: S
         for key in change.keys[:-1]:
             node = node.setdefault(key, {})
         node[change.keys[-1]] = _Leaf(change.new)
-    return next(_unequal(before.value, after.value, tree, source, ()), None)
+    shift = after.size - before.size if before.container == "torch-legacy" else 0  # its tensors lie behind the pickle
+    return next(_unequal(before.value, after.value, tree, source, (), shift), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class _Leaf:
     new: Value
 
 
-def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Iterator[str]:
+def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys, shift: int) -> Iterator[str]:
     """Yield what differs and was not planned, and what was planned and is not there."""
     if isinstance(plan, _Leaf):
         now = tensor_number(source, b) if isinstance(b, TensorRef) else b
@@ -92,7 +93,7 @@ def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Itera
             yield f"{shown(keys)} is {now!r} and not {plan.new!r}"
         return
     if plan is None:
-        if not same(a, b):
+        if not same(a, b, shift):
             yield f"{shown(keys) or 'the whole'} changes as well"
         return
     left, right = as_mapping(a), as_mapping(b)
@@ -102,24 +103,38 @@ def _unequal(a: Value, b: Value, plan: Any, source: Source, keys: Keys) -> Itera
         yield f"{shown(keys) or 'the whole'} changes as a whole"
         return
     for key, value in left.items():
-        yield from _unequal(value, right[key], plan.get(key), source, (*keys, key))
+        yield from _unequal(value, right[key], plan.get(key), source, (*keys, key), shift)
 
 
-def same(a: Value, b: Value) -> bool:
-    """Return whether two decoded values say the same; NaN is the same as NaN."""
-    if a is b:
+def same(a: Value, b: Value, shift: int = 0) -> bool:
+    """Return whether two decoded values say the same; NaN is the same as NaN, and ``b``'s bytes may lie further on."""
+    if a is b and not shift:
         return True
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(value, b[key]) for key, value in a.items())
+        return list(a) == list(b) and all(same(value, b[key], shift) for key, value in a.items())
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(same(one, other, shift) for one, other in zip(a, b, strict=True))
     if isinstance(a, Opaque):
-        return a.qualname == b.qualname and same((a.args, a.state, a.items), (b.args, b.state, b.items))
+        return a.qualname == b.qualname and same((a.args, a.state, a.items), (b.args, b.state, b.items), shift)
     if isinstance(a, Pairs):
-        return same(a.pairs, b.pairs)
+        return same(a.pairs, b.pairs, shift)
+    if shift and isinstance(a, TensorRef):
+        return bool(_moved(a, shift) == b)
     return bool(a == b or (a != a and b != b))
+
+
+def _moved(ref: TensorRef, shift: int) -> TensorRef:
+    chunks = [
+        Chunk(each.offsets, each.sizes, moved(each.extent, shift), each.strides, each.byteorder) for each in ref.chunks
+    ]
+    return TensorRef(ref.fqn, ref.dtype, ref.shape, tuple(chunks), ref.storage_id, ref.kind)
+
+
+def moved(extent: Extent, shift: int) -> Extent:
+    """Return the same run of bytes, further on."""
+    return Extent(extent.path, extent.offset + shift, extent.length)
 
 
 # Numbers in tensors ----------------------------------------------------------------------------------------
@@ -129,9 +144,13 @@ def tensor_number(source: Source, ref: TensorRef) -> float | int | None:
     """Return the one element of a tensor, None where it is none or of another type."""
     if ref.numel != 1 or len(ref.chunks) != 1:
         return None
-    chunk = ref.chunks[0]
-    raw = source.read(chunk.extent.offset - source.base, chunk.extent.length)
-    order = "<" if chunk.byteorder == "little" else ">"
+    extent = ref.chunks[0].extent
+    return unpacked(ref, source.read(extent.offset - source.base, extent.length))
+
+
+def unpacked(ref: TensorRef, raw: bytes) -> float | int | None:
+    """Return the number that the bytes of a tensor of one element are, None where its type is no number's."""
+    order = "<" if ref.chunks[0].byteorder == "little" else ">"
     if ref.dtype == "bfloat16":
         number: float = struct.unpack("<f", bytes(2) + (raw if order == "<" else raw[::-1]))[0]
         return number

@@ -130,8 +130,8 @@ class _Walk:
         records = dict(self.last)
         if self.records[-1].bare:
             last = self.records[-1]
-            size = last.size.to_bytes(8 if last.size >= _FULL else 4, "little")
-            made += _DESCRIPTOR + last.crc32.to_bytes(4, "little") + size + size
+            width = 8 if last.size >= _FULL else 4
+            made += _DESCRIPTOR + last.crc32.to_bytes(4, "little") + last.size.to_bytes(width, "little") * 2
             self.notes.append(f"{last.name}: the checksum behind it was lost, and is made from what is there")
         for short, payload in _KNOWN.items():
             full = f"{self.root}/{short}"
@@ -139,8 +139,8 @@ class _Walk:
                 continue
             header = self.end + len(made)
             padding = -(header + 30 + len(full.encode()) + 4) % 64
-            sizes = (len(payload), len(payload), len(full.encode()), 4 + padding)
-            begin = _LOCAL.pack(LOCAL, 0, _UTF8, STORED, 0, 0, crc32(payload), *sizes)
+            lengths = (len(payload), len(payload), len(full.encode()), 4 + padding)
+            begin = _LOCAL.pack(LOCAL, 0, _UTF8, STORED, 0, 0, crc32(payload), *lengths)
             made += begin + full.encode() + b"FB" + padding.to_bytes(2, "little") + b"Z" * padding + payload
             start = self.end + len(made) - len(payload)
             records[full] = _Record(full, header, _UTF8, start, len(payload), crc32(payload), start + len(payload))

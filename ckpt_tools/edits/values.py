@@ -10,7 +10,7 @@ import json
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tools.containers import pickle_stream, reader
@@ -18,9 +18,9 @@ from ckpt_tools.containers.base import Content, FormatError
 from ckpt_tools.containers.numpy_values import numpy_scalar_value
 from ckpt_tools.containers.pickle_positions import Keys, NoPositionError, Positions, Scalar, opcodes
 from ckpt_tools.core.errors import EditRefusedError
-from ckpt_tools.core.source import BytesSource, Source
+from ckpt_tools.core.source import Source
 from ckpt_tools.edits.overlay import Edited
-from ckpt_tools.edits.proof import Changed, packed, same, shown, tensor_number, unmet
+from ckpt_tools.edits.proof import Changed, packed, same, shown, tensor_number, unmet, unpacked
 from ckpt_tools.edits.zip_patch import edit_zip
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part
@@ -169,9 +169,7 @@ class _File:
         if offset in places and places[offset][0] != raw:
             raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
         places[offset] = (raw, ref)
-        with BytesSource(raw, "") as made:
-            moved = ref.chunks[0]._replace(extent=ref.chunks[0].extent._replace(offset=0))
-            new = tensor_number(made, replace(ref, chunks=(moved,)))
+        new = unpacked(ref, raw)
         if new != old:
             yield Changed(setting.part, setting.keys, old, new)
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
@@ -21,10 +21,12 @@ from ckpt_tools.core.source import BytesSource, Source
 from ckpt_tools.layouts import by_name, plain
 from ckpt_tools.layouts.base import Need
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
-from ckpt_tools.model.manifest import Seal
-from ckpt_tools.model.summaries import DataSummary
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Value, as_mapping, lookup
+
+if TYPE_CHECKING:
+    from ckpt_tools.model.manifest import Seal
+    from ckpt_tools.model.summaries import DataSummary
 
 _SCALARS = {
     "float32": "f",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SMALL = 1 << 26
 """Below so many bytes two threads do, and nobody asks numpy's neighbours for the number of processors."""
 
+MOST = 16
+"""Threads that are started unasked: more of them wait for the disk, and each has its buffers."""
+
 PIECE = 1 << 24
 """Bytes of one side that one thread takes at a time; a large tensor is shared between threads."""
 
@@ -114,7 +117,7 @@ def _workers(total: int) -> int:
         return 2
     from ckpt_tools.numerics.streaming import processors
 
-    return processors()
+    return min(MOST, processors())
 
 
 def _pieces(pair: Pair) -> Iterator[_Piece]:

@@ -103,19 +103,21 @@ def _fields(block: Fields, paint: _Paint) -> Iterator[str]:
 
 
 def _table(block: Table, paint: _Paint, width: int | None) -> Iterator[str]:
-    from tabulate import tabulate
-
     if block.title:
         yield paint(visible(block.title), "1")
     columns = [visible(name) for name in block.columns]
     rows = [[visible(cell) for cell in row] for row in block.rows]
     if width is not None:
         rows = _fitted(columns, rows, block.right, width)
-    shown = [[paint(name, "1") for name in columns]]  # a row like the others: tabulate would widen a header
-    shown += [[paint(cell, _WORDS.get(cell, "")) for cell in row] for row in rows]
-    align = ["right" if number in block.right else "left" for number in range(len(columns))]
-    lines = tabulate(shown, tablefmt="plain", colalign=align, disable_numparse=True).splitlines()
-    yield from (line.rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for number, row in enumerate([columns, *rows]):
+        cells = [
+            " " * (widths[place] - len(cell)) + paint(cell, "1" if number == 0 else _WORDS.get(cell, ""))
+            if place in block.right
+            else paint(cell, "1" if number == 0 else _WORDS.get(cell, "")) + " " * (widths[place] - len(cell))
+            for place, cell in enumerate(row)
+        ]
+        yield "  ".join(cells).rstrip()
 
 
 def _fitted(columns: Sequence[str], rows: list[list[str]], right: frozenset[int], width: int) -> list[list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,8 @@ from ckpt_tools.containers.base import Content
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Run
 from ckpt_tools.model.findings import HARMLESS, Fix, Impact, Severity, Spot
+
+_ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +128,9 @@ def relay(part: Part, context: Context, kind: str, *, harmless: bool = False) ->
                 severity=lowered,
                 impact=impact,
             )
+
+
+def leaves_directory(name: str, index: str) -> bool:
+    """Return whether ``name``, as the file ``index`` of a checkpoint gives it, leads out of the directory."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(index), name.replace("\\", "/")))
+    return bool(_ABSOLUTE.match(name)) or path == ".." or path.startswith("../") or "\0" in name

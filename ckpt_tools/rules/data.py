@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import BREAKS_ALL, DEGRADES_ALL, HARMLESS, Impact, Severity, Spot, Verdict
-from ckpt_tools.model.summaries import DataSummary, FileSummary, RecordSummary, TensorSummary, ZeroRun
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
+
+if TYPE_CHECKING:
+    from ckpt_tools.model.summaries import DataSummary, FileSummary, RecordSummary, TensorSummary, ZeroRun
 
 _SHOWN = 10
 _HITS = 20

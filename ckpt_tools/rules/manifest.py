@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ckpt_tools.model.checkpoint import Checkpoint, Part
 from ckpt_tools.model.findings import HARMLESS, Impact, Severity, Spot
-from ckpt_tools.model.manifest import FileChange, Seal, TensorChange
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
+
+if TYPE_CHECKING:
+    from ckpt_tools.model.manifest import FileChange, Seal, TensorChange
 
 _SHOWN = 10
 _HITS = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import BREAKS_ALL, HARMLESS, Severity, Spot
 from ckpt_tools.model.values import as_mapping
-from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
+from ckpt_tools.rules.base import Context, Hit, Rule, leaves_directory, relay, rule
 
 _OTHERS = (
     "_codecs.encode builtins.bytearray builtins.complex builtins.set collections.Counter collections.OrderedDict "
@@ -79,7 +78,6 @@ _DANGEROUS = re.compile(
 """Modules and functions that run, open, fetch or load something; found in no file that a trainer writes."""
 
 _CHECKED = (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER, Role.WEIGHTS, Role.ADAPTER, Role.RNG, Role.COMBINED)
-_ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:")
 _SHOWN = 10
 
 
@@ -154,7 +152,7 @@ def path_leaves_directory(part: Part, context: Context) -> Iterator[Hit]:
     content = context.content(part) if part.role is Role.INDEX else None
     value = as_mapping(content.value) if content is not None and content.readable else None
     names = as_mapping((value or {}).get("weight_map")) or {}
-    outside = sorted({file for file in names.values() if isinstance(file, str) and _leaves(file, part.path)})
+    outside = sorted({file for file in names.values() if isinstance(file, str) and leaves_directory(file, part.path)})
     if outside:
         yield Hit(
             "the index names files outside of the directory",
@@ -162,11 +160,6 @@ def path_leaves_directory(part: Part, context: Context) -> Iterator[Hit]:
             Spot(key="weight_map"),
             (_listed([repr(name)[:200] for name in outside]), "nothing outside was opened"),
         )
-
-
-def _leaves(file: str, index: str) -> bool:
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(index), file.replace("\\", "/")))
-    return bool(_ABSOLUTE.match(file)) or path == ".." or path.startswith("../") or "\0" in file
 
 
 @rule("CK703", "rng-needs-allow-list", Severity.NOTE, Part)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ckpt_tools.model.checkpoint import Part
-from ckpt_tools.model.findings import Severity
+from ckpt_tools.model.findings import HARMLESS, Severity
 from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
 
 
@@ -107,17 +107,16 @@ def record_outside_root(part: Part, context: Context) -> Iterator[Hit]:
 def bytes_around_archive(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file has bytes before or after its zip archive.
 
-    **Why it matters.** Up to 64 KiB behind the directory are tolerated by `torch.load`, more are not; bytes in front
-    make it
-    take the file for an ancient pickle. Either way something wrote into the file that was not torch.
+    **Why it matters.** Some tens of thousands of bytes behind the directory are tolerated by `torch.load`, more
+    are not; bytes in front make it take the file for an ancient pickle. Either way something wrote into the file that
+    was not torch.
 
     **How to repair.** Copy the file again, or load and save it with the same torch version.
     """
+    content = context.content(part)
+    read = content is not None and content.readable
     for hit in relay(part, context, "bytes-around-archive"):
-        content = context.content(part)
-        if content is not None and not content.readable:
-            hit = replace(hit, severity=Severity.ERROR)
-        yield hit
+        yield replace(hit, impact=HARMLESS) if read else replace(hit, severity=Severity.ERROR)
 
 
 @rule("CK236", "tensor-view-out-of-range", Severity.ERROR, Part, impact=None)

@@ -10,7 +10,7 @@ from ckpt_tools.layouts.match import is_file
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import HARMLESS, Fix, Severity
 from ckpt_tools.model.values import as_mapping
-from ckpt_tools.rules.base import Context, Hit, Rule, rule
+from ckpt_tools.rules.base import Context, Hit, Rule, leaves_directory, rule
 
 _SHARD = re.compile(r"(?P<prefix>.+)-\d+-of-\d+(?P<ending>\.\w+)\Z")
 _HOUR = 3600 * 10**9
@@ -78,7 +78,7 @@ def _counted(index: Part | None, context: Context) -> dict[str, int]:
     mapped = as_mapping((as_mapping(content.value) or {}).get("weight_map")) if content is not None else None
     counts: dict[str, int] = {}
     for name in (mapped or {}).values():
-        if isinstance(name, str) and name and "/" not in name and name not in ("..", "."):
+        if isinstance(name, str) and index is not None and not leaves_directory(name, index.path):
             counts[name] = counts.get(name, 0) + 1
     return counts
 

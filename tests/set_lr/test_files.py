@@ -14,10 +14,10 @@ import pytest
 numpy = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 
-from ckpt_tools.core.errors import EditRefusedError, UsageError
-from ckpt_tools.ops.set_lr import set_lr
-from ckpt_tools.ops.set_step import set_step
-from ckpt_tools.ops.undo import undo
+from ckpt_tools.core.errors import EditRefusedError, UsageError  # noqa: E402
+from ckpt_tools.ops.set_lr import set_lr  # noqa: E402
+from ckpt_tools.ops.set_step import set_step  # noqa: E402
+from ckpt_tools.ops.undo import undo  # noqa: E402
 
 Copy = Callable[..., Path]
 
@@ -220,7 +220,7 @@ def test_floors_scale_unless_kept(copy_of: Copy) -> None:
 )
 def test_a_dry_run_changes_nothing_and_undo_gives_everything_back(copy_of: Copy, name: str) -> None:
     run = copy_of(name)
-    path = sorted(run.glob("checkpoint-*"))[0]
+    path = min(run.glob("checkpoint-*"))
     before = digests(run)
     told = set_lr(str(path), scale=0.5, dry_run=True)
     assert digests(run) == before
