@@ -117,13 +117,8 @@ Planner = Callable[[Fix, Subject], Draft]
 
 
 def stage_name(home: Home, path: str) -> str:
-    """Return where a new file waits until it takes its place; what an earlier attempt left there is passed by."""
-    name, number = f"{home.sidecar}/staged/{path}", 1
-    free = name
-    while look(home.at(free)) is not None:
-        number += 1
-        free = f"{name}.{number}"
-    return free
+    """Return where a new file waits until it takes its place."""
+    return f"{home.sidecar}/staged/{path}"
 
 
 def parents(disk: Disk, home: Home, path: str) -> None:

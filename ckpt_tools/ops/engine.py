@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ckpt_tools.core.listing import SIDECAR
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Run
 from ckpt_tools.model.findings import HARMLESS, Finding, Purpose, Severity, Skipped, Verdict
@@ -152,6 +153,11 @@ def skipped(view: View) -> tuple[Skipped, ...]:
     if view.elsewhere:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
     return tuple(left_out)
+
+
+def may_be_sealed(checkpoint: Checkpoint) -> bool:
+    """Return whether a manifest may lie with the checkpoint; where none can, the code for it is not even imported."""
+    return checkpoint.is_file or SIDECAR in checkpoint.listing.files
 
 
 def sealed_skips(view: View) -> Iterator[Skipped]:

@@ -13,7 +13,7 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
-from ckpt_tools.ops import engine, sealed
+from ckpt_tools.ops import engine
 from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.latest import LatestReport, Passed
 from ckpt_tools.rules.base import Settings
@@ -61,8 +61,11 @@ def latest(
         task = stack.enter_context(progress.task("checking", len(candidates), "checkpoint"))
         for checkpoint in candidates:
             view = View(checkpoint)
-            sealed.attach(run, view)
-            sealed.hold(view)
+            if engine.may_be_sealed(checkpoint):
+                from ckpt_tools.ops import sealed
+
+                sealed.attach(run, view)
+                sealed.hold(view)
             findings = engine.check(run, checkpoint, view, settings)
             if loader is not None:
                 findings, _ = loading.proven(findings, checkpoint, view, engine.Selection(), loader)

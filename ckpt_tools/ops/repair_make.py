@@ -173,6 +173,8 @@ def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
     place = home.at(staged.path)
     try:
         parents(disk, home, staged.path)
+        if look(place) is not None:  # left by an attempt that was killed, or by a repair that was taken back
+            disk.unlink(place)
         staged.write(disk, place)
         disk.sync(place)
         reason = staged.check(place) or _loaded(staged, place)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import UsageError
-from ckpt_tools.core.progress import SILENT, Progress
+from ckpt_tools.core.progress import SILENT, Progress, Task
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Skipped, Verdict
-from ckpt_tools.ops import engine, sealed
+from ckpt_tools.ops import engine
 from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.verify import CheckpointReport, VerifyReport
 from ckpt_tools.rules.base import Settings
@@ -67,6 +67,8 @@ def verify(
         raise UsageError("--sample is the share that --deep reads; give both")
     run = open_run(path)
     if against is not None:
+        from ckpt_tools.ops import sealed
+
         sealed.one_checkpoint(run, against)
     now = time.time_ns() if now_ns is None else now_ns
     settings = Settings(now, int(settle * 1e9), allow_in_progress, world_size)
@@ -83,12 +85,7 @@ def verify(
             task = stack.enter_context(progress.task("checking", len(run.checkpoints), "checkpoint"))
         for checkpoint in run.checkpoints:
             view = views[checkpoint.path]
-            sealed.attach(run, view, against)
-            if looker is not None:
-                looker.look(view, task)
-            sealed.hold(view, data or None)
-            if looker is not None and run.single:
-                view.beside = sealed.beside(run)
+            _look(run, view, against, data, looker, task)
             found = engine.check(run, checkpoint, view, settings, selection)
             left_out = list(engine.skipped(view))
             if loader is not None:
@@ -125,6 +122,21 @@ def _looker(sample: str | None, now_ns: int, jobs: int | None) -> Looker:
     from ckpt_tools.ops.deep_look import Looker
 
     return Looker(sample, now_ns, jobs)
+
+
+def _look(run: Run, view: View, against: str | None, data: tuple[str, ...], looker: Looker | None, task: Task) -> None:
+    """Read what the rules will look at: the manifest where there may be one, and the bytes where that was asked."""
+    seals = against is not None or looker is not None or engine.may_be_sealed(view.checkpoint)
+    if not seals:
+        return
+    from ckpt_tools.ops import sealed
+
+    sealed.attach(run, view, against)
+    if looker is not None:
+        looker.look(view, task)
+    sealed.hold(view, data or None)
+    if looker is not None and run.single:
+        view.beside = sealed.beside(run)
 
 
 def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointReport]:

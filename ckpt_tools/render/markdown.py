@@ -60,13 +60,12 @@ def _table(block: Table) -> Iterator[str]:
     if block.title:
         yield f"### {escape(block.title)}"
         yield ""
-    yield _row(block.columns)
-    yield "|" + "|".join("---:" if number in block.right else "---" for number in range(len(block.columns))) + "|"
-    yield from (_row(row) for row in block.rows)
+    from tabulate import tabulate
 
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(escape(cell) for cell in cells)} |"
+    align = ["right" if number in block.right else "left" for number in range(len(block.columns))]
+    rows = [[escape(cell) for cell in row] for row in block.rows]
+    headers = [escape(name) for name in block.columns]
+    yield from tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True).splitlines()
 
 
 def _diagnostics(block: Diagnostics) -> Iterator[str]:

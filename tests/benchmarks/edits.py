@@ -75,7 +75,7 @@ def main() -> None:
         sparse(folder, 100 * 10**9)
         file = folder / "optimizer.pt"
         print(
-            f"sparse optimizer.pt: {file.stat().st_size / 1e9:.1f} GB, of which {file.stat().st_blocks * 512:,} bytes are"
+            f"sparse optimizer.pt: {file.stat().st_size / 1e9:.1f} GB, {file.stat().st_blocks * 512:,} bytes"
             " on the disk"
         )
         started, _ = timed([*ckpt, "--version"])

@@ -114,7 +114,7 @@ class _Dying(LocalDisk):
 def _interrupt(path: Path) -> None:
     old = (path / "config.json").read_bytes()
     home = home_of(str(path))
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - however it dies
+    with pytest.raises(BaseException):  # noqa: B017 - however it dies
         apply(home, Plan("half an edit", (WriteFile("config.json", b"{}", old),)), disk=_Dying())
     assert pending(home)
 
