@@ -11,7 +11,10 @@ from ckpt_tools.cli import console, options
 @click.argument("target", metavar="PATH")
 @click.option("--tensors", is_flag=True, help="Also list every tensor with dtype, shape and size.")
 @click.option(
-    "--filter", "pattern", metavar="GLOB", help="List only tensors whose name fits, as in '*.weight'; implies --tensors."
+    "--filter",
+    "pattern",
+    metavar="GLOB",
+    help="List only tensors whose name fits, as in '*.weight'; implies --tensors.",
 )
 @options.output_format("text", "json")
 @options.quiet
