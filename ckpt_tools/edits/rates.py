@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ckpt_tools.edits.lambdas import Factor
 from ckpt_tools.edits.schedulers import NONE, UNKNOWN, kind_of
-from ckpt_tools.model.values import Value, real, whole
+from ckpt_tools.model.values import real
 
 Numbers = dict[str, Any]
 Rates = list[float]
@@ -237,8 +237,3 @@ _WHOLE: dict[str, Callable[[Numbers, int], float]] = {
     ),
     "PolynomialLR": lambda s, e: float((1.0 - min(s["total_iters"], e) / s["total_iters"]) ** s["power"]),
 }
-
-
-def is_counted(state: Mapping[Any, Value]) -> bool:
-    """Return whether a scheduler's state counts its own steps."""
-    return whole(state.get("last_epoch")) is not None

@@ -87,11 +87,10 @@ def offer(finding: Finding, subject: Subject) -> Fix | None:
     if finding.name == "best-model-missing":
         params = {"path": "trainer_state.json", "key": "best_model_checkpoint", "value": None}
         return Fix("clear best_model_checkpoint", False, "set-best", params)
-    if (
-        finding.name == "save-interrupted"
-        and subject.checkpoint is not None
-        and subject.checkpoint.layout == "hf-trainer"
-    ):
+    if finding.name in _COUNTERS and finding.severity >= Severity.WARNING:
+        return Fix("set the counter that disagrees to the step of the others", False, "align-step")
+    trainer = subject.checkpoint is not None and subject.checkpoint.layout == "hf-trainer"
+    if finding.name == "save-interrupted" and trainer:
         return Fix("write trainer_state.json from the state of a later checkpoint", False, "restore-state")
     return None
 
@@ -107,7 +106,7 @@ def _lost_directory(finding: Finding, part: Part, subject: Subject) -> bool:
     content = subject.view.content(part) if subject.view is not None else None
     return (
         content is not None
-        and content.container == "torch-zip"
+        and content.container in ("torch-zip", "zip")
         and finding.name in ("file-cut-short", "zip-damaged")
         and part.role not in INVARIANT
     )

@@ -33,7 +33,6 @@ _OF_KIND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "GreedyLR": (("_init_lrs", "max_lrs"), ("min_lrs",)),
     "CyclicLR": (("max_lrs",), ()),
 }
-_CLOSED = frozenset(("LambdaLR", "CosineAnnealingWarmRestarts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,17 @@ def kind_of(state: Mapping[Any, Value] | None) -> str | None:
     return "LambdaLR" if bare else None
 
 
-def rescale(groups: Sequence[Mapping[Any, Value]], state: Mapping[Any, Value] | None, request: Request) -> Rescaled:
+def rescale(
+    groups: Sequence[Mapping[Any, Value]],
+    state: Mapping[Any, Value] | None,
+    request: Request,
+    *,
+    by_function: bool = False,
+) -> Rescaled:
     """Return what changes in an optimizer's groups and a scheduler's state, both given as plain numbers.
+
+    ``by_function`` says that the schedule is known to be a function of the step: then the scheduler's rates count
+    where the optimizer has others, which would last one step.
 
     Raises:
         EditRefusedError: the rate is not decided by a number that is stored, or the scheduler is not known.
@@ -88,6 +96,7 @@ def rescale(groups: Sequence[Mapping[Any, Value]], state: Mapping[Any, Value] | 
             hint="`--force` edits the optimizer alone, which may last one step",
         )
     work = _Work(groups, state if kind is not None else None, kind or UNKNOWN, request)
+    work.leads = by_function and kind == "LambdaLR"
     work.run()
     if kind is None:
         work.made.notes.append("the scheduler is of no known kind and was left alone: the new rate may last one step")
@@ -122,6 +131,7 @@ class _Work:
         self.selected = tuple(dict.fromkeys(request.groups)) or tuple(range(len(groups)))
         self.made = Rescaled(kind)
         self.old = self.new = 0.0
+        self.leads = False
 
     def run(self) -> None:
         request, first = self.request, self.selected[0]
@@ -158,7 +168,9 @@ class _Work:
     def _present(self, number: int) -> float:
         """Return the rate of the next step."""
         last = self._listed("_last_lr", number)
-        if self.made.kind == "GreedyLR" and last is not None:  # its load writes them into the optimizer
+        if last is not None and (
+            self.leads or self.made.kind == "GreedyLR"
+        ):  # both outlast the optimizer's
             return last
         return real(self.groups[number].get("lr")) or 0.0
 
@@ -191,8 +203,15 @@ class _Work:
         if self.made.kind == "OneCycleLR" or "OneCycleLR" in _inner_kinds(self.state):
             names += ["max_lr"] if self.request.keep_floor else ["max_lr", "min_lr"]
         for name in names:
-            if name in group:
-                self._put(OPTIMIZER, ("param_groups", number, name), group[name])
+            if name not in group:
+                continue
+            value, last = group[name], self._listed("_last_lr", number)
+            if name == "lr" and self.leads and last and not math.isclose(last, real(value) or 0.0, rel_tol=1e-6):
+                self.made.notes.append(
+                    f"the optimizer's own rate {value:g} of group {number} would have lasted one step"
+                )
+                value = last
+            self._put(OPTIMIZER, ("param_groups", number, name), value)
         if "lr_max" in group and "weight_sum" in group:
             self.made.notes.append(
                 "schedule-free: lr_max and weight_sum stay, so that averaging goes on from what was averaged"

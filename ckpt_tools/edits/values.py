@@ -75,8 +75,11 @@ def number_of(view: View, value: Value) -> float | int | None:
     return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
-def plan_values(view: View, settings: Iterable[Setting]) -> ValuePlan:
+def plan_values(view: View, settings: Iterable[Setting], *, rehearse: bool = True) -> ValuePlan:
     """Return how the files of a checkpoint are changed; places that hold the value already are left out.
+
+    With ``rehearse`` every file is decoded as it will be; without it those are not of which bytes are only replaced,
+    for an edit that will be proven once it is made.
 
     Raises:
         EditRefusedError: a place holds no number, or a file cannot be changed without harm.
@@ -94,6 +97,10 @@ def plan_values(view: View, settings: Iterable[Setting]) -> ValuePlan:
             file = _File(part, content, source)
             made, differing = file.plan(wanted)
             if not made:
+                continue
+            if not rehearse and all(isinstance(action, PatchBytes) for action in made):
+                actions += made
+                changed += differing
                 continue
             planned = Edited(source, made)
             reason = unmet(content, reader.read(planned, part.containers), differing, planned)
@@ -189,13 +196,13 @@ class _File:
     def _pickle(self, scalars: Sequence[tuple[Setting, Value]], patches: list[tuple[int, bytes]]) -> Iterator[Action]:
         container = self.content.container
         data, begin, name = self._data() if scalars else (b"", 0, "")
-        same, other, positions = self._spans(scalars, data)
-        patches += [(begin + scalar.start, new) for scalar, new in same]
+        kept, other, positions = self._spans(scalars, data)
+        patches += [(begin + scalar.start, new) for scalar, new in kept]
         path = self.part.path
         if container == "torch-zip":
             if other and positions is not None:
                 patches = [(at, raw) for at, raw in patches if not begin <= at < begin + len(data)]
-                records = {name: positions.rewritten([*same, *other])}
+                records = {name: positions.rewritten([*kept, *other])}
                 yield from edit_zip(self.source, path, patches, records)
             else:
                 yield from edit_zip(self.source, path, patches)
@@ -205,32 +212,34 @@ class _File:
             if old != raw and not other:
                 yield PatchBytes(path, offset, old, raw)
         if other and positions is not None:
-            yield self._whole(positions, [*same, *other], patches)
+            yield self._whole(positions, [*kept, *other], patches)
 
     def _spans(
         self, scalars: Sequence[tuple[Setting, Value]], data: bytes
     ) -> tuple[list[tuple[Scalar, bytes]], list[tuple[Scalar, bytes]], Positions | None]:
         """Return the opcodes to change: those that keep their length, and the others."""
-        same: list[tuple[Scalar, bytes]] = []
+        kept: list[tuple[Scalar, bytes]] = []
         other: list[tuple[Scalar, bytes]] = []
         if not scalars:
-            return same, other, None
+            return kept, other, None
         try:
             positions = Positions(data)
             taken: dict[int, bytes] = {}
-            for setting, _ in scalars:
+            for setting, old in scalars:
                 place = positions.find(setting.keys)
                 new = opcodes(setting.new, data[place.start : place.end])
+                if not place.numpy and not same(positions.number(place), old):
+                    raise self._refused(setting.keys, "has another value where its bytes were looked for")
                 if taken.get(place.start, new) != new:
                     raise self._refused(setting.keys, "shares its bytes with a place that becomes something else")
                 if place.start in taken:  # one list in two places of the state
                     continue
                 taken[place.start] = new
-                kept = len(new) == place.end - place.start and not place.numpy
-                (same if kept else other).append((place, new))
+                fits = len(new) == place.end - place.start and not place.numpy
+                (kept if fits else other).append((place, new))
         except NoPositionError as error:
             raise EditRefusedError(f"{self.part.path}: {error}; nothing was changed") from None
-        return same, other, positions
+        return kept, other, positions
 
     def _data(self) -> tuple[bytes, int, str]:
         """Return the bytes of the pickle, where its first byte lies in the file, and the name of its record."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_tools.core.errors import EditRefusedError, UsageError
 from ckpt_tools.core.listing import FileStat
@@ -94,7 +94,8 @@ def refuse_unfit(opened: Opened, parts: Iterable[Part], settle: float, now_ns: i
     now = time.time_ns() if now_ns is None else now_ns
     settings = Settings(now, int(settle * 1e9))
     places = {opened.checkpoint.place(name): name for name in names}
-    for finding in engine.check(opened.run, opened.checkpoint, opened.view, settings, _DAMAGE):
+    own = replace(opened.checkpoint, parts=tuple(part for part in opened.checkpoint.parts if part.path in names))
+    for finding in engine.check(opened.run, own, opened.view, settings, _DAMAGE):
         if finding.path in places and finding.impact.resume is Verdict.BROKEN:
             raise EditRefusedError(
                 f"{places[finding.path]}: {finding.message} ({finding.code}); it is not edited",

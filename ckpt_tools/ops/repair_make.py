@@ -19,6 +19,7 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.model.findings import Finding, Fix, Severity
 from ckpt_tools.model.plan import MoveFile
 from ckpt_tools.ops import load as loading
+from ckpt_tools.ops import reseal
 from ckpt_tools.ops.repair_look import Found, Session, key_of, look_again
 from ckpt_tools.ops.undo import file_change
 from ckpt_tools.reports.edit import Change
@@ -26,6 +27,11 @@ from ckpt_tools.reports.repair import DONE, REFUSED, UNSAFE, WAITING, Repair
 
 MOST = 64
 """Fixes that are made in one checkpoint before something must be wrong."""
+
+_FOLLOWED = frozenset(
+    ("rebuild-index", "copy-beside", "set-best", "align-step", "replace-numpy-scalar", "portable-rng")
+)
+"""Kinds of fixes that the manifest of a sealed checkpoint follows."""
 
 _SEALED = "CK41"
 """Codes that tell a change since sealing, which every repair is."""
@@ -123,7 +129,7 @@ def make(session: Session, subject: Subject, finding: Finding, fix: Fix, before:
         return
     name = subject.checkpoint.path if subject.checkpoint is not None else None
     try:
-        draft = repairs.plan(fix, subject)
+        draft = _with_manifest(subject, fix, repairs.plan(fix, subject))
         outcome = _carried_out(session, subject, finding, fix, draft, before, name)
     except CannotRepairError as error:
         session.repairs.append(_row(subject, finding, fix, REFUSED, _because(error)))
@@ -221,9 +227,19 @@ def _proof(session: Session, name: str, finding: Finding, before: list[Finding])
 
 
 def _warn_sealed(session: Session, subject: Subject) -> None:
-    if subject.view is not None and subject.view.seal is not None and subject.view.seal.manifest is not None:
-        note = (
-            f"{subject.location}: was sealed before; `ckpt seal {shlex.quote(subject.location)}` seals it as it is now"
-        )
+    """Note that a manifest does not fit any more, where a repair leaves that behind."""
+    found = look_again(session.path, subject.checkpoint.path, session.settings) if subject.checkpoint else None
+    if found is not None and any(each.code.startswith(_SEALED) for each in found.findings):
+        again = f"`ckpt seal {shlex.quote(subject.location)}` seals it as it is now"
+        note = f"{subject.location}: is not as it was sealed; {again}"
         if note not in session.notes:
             session.notes.append(note)
+
+
+def _with_manifest(subject: Subject, fix: Fix, draft: Draft) -> Draft:
+    """Add what becomes of the manifest of a sealed checkpoint; new names and new files need a new seal."""
+    if subject.view is None or subject.checkpoint is None or fix.kind not in _FOLLOWED:
+        return draft
+    known = [action for action in draft.actions if action.path in subject.files]
+    more, notes = reseal.follow(subject.run, subject.view, known)
+    return replace(draft, actions=(*draft.actions, *more), notes=(*draft.notes, *notes)) if more else draft

@@ -16,7 +16,7 @@ from ckpt_tools.edits.schedulers import OPTIMIZER, Request, Rescaled
 from ckpt_tools.edits.states import States
 from ckpt_tools.edits.values import Setting, plan_values
 from ckpt_tools.model.values import Value, real
-from ckpt_tools.ops import change
+from ckpt_tools.ops import change, reseal
 from ckpt_tools.ops.change import Opened
 from ckpt_tools.reports.edit import EditReport, Rates
 from ckpt_tools.reports.units import human_rate
@@ -87,20 +87,23 @@ def _set(
     if not isinstance(own, list) or not own or not all(isinstance(group, dict) for group in own):
         raise EditRefusedError(f"{optimizer.part.path}: has no param_groups that could be read; nothing was changed")
     state = states.numbers(view, scheduler.value) if scheduler is not None else None
-    made = schedulers.rescale(own, state, request)
+    named = view.training_args.get("lr_scheduler_type") in lambdas.SCHEDULES
+    made = schedulers.rescale(own, state, request, by_function=named)
     settings = []
     for file, keys, number in made.places:
         home = optimizer if file == OPTIMIZER else scheduler
         if home is not None:
             settings.append(Setting(home.part, (*home.keys, *keys), number))
-    planned = plan_values(view, settings)
+    planned = plan_values(view, settings, rehearse=dry_run)
     if not planned.changed:
         same = ("every place has this rate already",)
         return EditReport(__version__, opened.path, "the learning rate stays", False, scheduler=made.kind, notes=same)
     title = _title(own, made, request)
     shown, notes = _rates(opened, own, state, found, planned.changed)
+    sealing, about = reseal.follow(opened.run, view, planned.actions)
+    actions = [*planned.actions, *sealing]
     done = change.carry_out(
-        opened, title, planned.actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command
+        opened, title, actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command
     )
     return EditReport(
         __version__,
@@ -112,7 +115,7 @@ def _set(
         made.kind,
         done.files,
         done.bytes_written,
-        (*notes, *dict.fromkeys(made.notes), *_taken(opened, made, state, request), *done.notes),
+        (*notes, *dict.fromkeys(made.notes), *_taken(opened, made, state, request), *about, *done.notes),
     )
 
 

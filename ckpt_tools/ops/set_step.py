@@ -19,10 +19,10 @@ from ckpt_tools.edits.values import Setting, ValuePlan, number_of, plan_values, 
 from ckpt_tools.layouts import plain
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Checkpoint, Role
+from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.plan import Action, MoveFile
 from ckpt_tools.model.values import as_mapping, whole
-from ckpt_tools.ops import change
+from ckpt_tools.ops import change, reseal
 from ckpt_tools.ops.change import Opened, Rename
 from ckpt_tools.reports.edit import Change, EditReport
 
@@ -96,8 +96,9 @@ def _set(
     pointers = _pointers(moving) if moving is not None else []
     if moving is not None and found.trainer is not None:
         settings += _own_pointer(found.trainer, moving)
-    planned = plan_values(view, settings)
-    actions = _placed(planned, moving)
+    planned = plan_values(view, settings, rehearse=dry_run)
+    sealing, about = reseal.follow(opened.run, view, planned.actions, target, moving.to if moving is not None else None)
+    actions = _placed([*planned.actions, *(sealing if planned.actions or moving else ())], moving)
     for place, other in pointers:
         actions += [replace(action, path=f"{place}/{action.path}") for action in other.actions]
     if moving is not None:
@@ -126,7 +127,7 @@ def _set(
         kind,
         done.files,
         done.bytes_written,
-        (*notes, *done.notes),
+        (*notes, *about, *done.notes),
     )
 
 
@@ -201,10 +202,10 @@ def _renamed(opened: Opened, target: int) -> Rename | None:
     return Rename(home_of(parent), files, name, to)
 
 
-def _placed(planned: ValuePlan, moving: Rename | None) -> list[Action]:
+def _placed(actions: Sequence[Action], moving: Rename | None) -> list[Action]:
     if moving is None:
-        return list(planned.actions)
-    return [replace(action, path=f"{moving.name}/{action.path}") for action in planned.actions]
+        return list(actions)
+    return [replace(action, path=f"{moving.name}/{action.path}") for action in actions]
 
 
 def _own_pointer(trainer: State, moving: Rename) -> Iterator[Setting]:
@@ -216,7 +217,10 @@ def _own_pointer(trainer: State, moving: Rename) -> Iterator[Setting]:
 def _pointers(moving: Rename) -> list[tuple[str, ValuePlan]]:
     """Return the changes of what names the directory in the other checkpoints of the run."""
     found = []
-    for checkpoint in _others(moving):
+    run = open_run(moving.home.root)
+    for checkpoint in run.checkpoints:
+        if checkpoint.path in (".", moving.name):
+            continue
         view = View(checkpoint)
         settings = [
             setting
@@ -226,11 +230,8 @@ def _pointers(moving: Rename) -> list[tuple[str, ValuePlan]]:
             for setting in _own_pointer(State(part, (), value), moving)
         ]
         if settings:
-            found.append((checkpoint.path, plan_values(view, settings)))
+            planned = plan_values(view, settings)
+            sealing, _ = reseal.follow(run, view, planned.actions)
+            found.append((checkpoint.path, replace(planned, actions=(*planned.actions, *sealing))))
         view.close()
     return found
-
-
-def _others(moving: Rename) -> Iterator[Checkpoint]:
-    run = open_run(moving.home.root)
-    yield from (checkpoint for checkpoint in run.checkpoints if checkpoint.path not in (".", moving.name))

@@ -287,3 +287,18 @@ def test_the_command(copy_of: Copy) -> None:
     assert document["verify"]["schema"] == "ckpt-tools/verify/1"
     with pytest.raises(NothingFoundError):
         repair(str(run / "nowhere"))
+
+
+def test_the_manifest_of_a_sealed_checkpoint_follows(copy_of: Copy) -> None:
+    from ckpt_tools.ops.seal import seal
+
+    run = copy_of("trainer5-full", "moved")
+    seal(str(run), settle=0)
+    path = run / "checkpoint-6"
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    (path / "config.json").unlink()
+    report = repair(str(run), settle=0, write=True, unsafe=True)
+    assert {"cut-trailing", "copy-beside", "set-best"} == {each.kind for each in report.repairs if each.state == DONE}
+    assert not {code for code in codes(run) if code.startswith("CK41")}
+    assert not report.notes

@@ -68,10 +68,12 @@ def test_prefixes_leave_the_pickle_of_a_zip(copy_of: Copy) -> None:
     path = copy_of("trainer4-bin/checkpoint-2")
     weights = path / "pytorch_model.bin"
     wanted = torch.load(weights, weights_only=True)
+    modules = [name.removesuffix(".weight") for name in wanted]
+    wanted = OrderedDict(wanted)
+    wanted._metadata = OrderedDict({"": {"version": 1}, **{name: {"version": 2} for name in modules}})
     wrapped = OrderedDict((f"module.{name}", value) for name, value in wanted.items())
-    wrapped._metadata = OrderedDict(  # type: ignore[attr-defined]
-        (f"module.{name}" if name else name, value) for name, value in wanted._metadata.items()
-    )
+    renamed = {f"module.{name}" if name else "": value for name, value in wanted._metadata.items()}
+    wrapped._metadata = OrderedDict(renamed)  # type: ignore[attr-defined]
     torch.save(wrapped, weights)
     mended(path, "strip-prefixes", "CK315")
     for options in ({}, {"mmap": True}):

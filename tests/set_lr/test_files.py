@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 numpy = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 
+from ckpt_tools.cli.app import dispatch  # noqa: E402
 from ckpt_tools.core.errors import EditRefusedError, UsageError  # noqa: E402
 from ckpt_tools.ops.set_lr import set_lr  # noqa: E402
 from ckpt_tools.ops.set_step import set_step  # noqa: E402
@@ -262,3 +264,33 @@ def test_a_run_or_a_part_is_not_enough(copy_of: Copy) -> None:
         set_lr(str(run), 1e-3)
     with pytest.raises(UsageError, match="one file"):
         set_lr(str(run / "checkpoint-4" / "optimizer.pt"), 1e-3)
+
+
+def test_an_optimizer_that_was_edited_alone_is_brought_back_into_line(copy_of: Copy) -> None:
+    path = copy_of("trainer5-full") / "checkpoint-4"
+    optimizer = torch.load(path / "optimizer.pt", weights_only=True)
+    for group in optimizer["param_groups"]:
+        group["lr"] *= 2
+    torch.save(optimizer, path / "optimizer.pt")
+    report = set_lr(str(path), 0.032)
+    assert [row.after[0] for row in report.rates] == pytest.approx([0.032, 0.016])
+    assert any("lasted one step" in note for note in report.notes)
+    assert torch.load(path / "scheduler.pt", weights_only=True)["base_lrs"] == pytest.approx([0.08, 0.08])
+
+
+def test_json_has_the_documented_keys(copy_of: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy_of("trainer5-full") / "checkpoint-4"
+    assert dispatch(["set-lr", str(path), "1e-3", "-n", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema"], told["applied"], told["scheduler"]) == ("ckpt-tools/edit/1", False, "LambdaLR")
+    assert told["changes"][0] == {"path": "optimizer.pt", "key": "param_groups[0].lr", "old": 0.064, "new": 1e-3}
+    assert told["rates"][0] == {"step": 5, "before": [0.064, 0.064], "after": [1e-3, 1e-3]}
+    assert told["bytes_written"] > 0
+    assert dispatch(["set-step", str(path), "2", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema"], told["applied"]) == ("ckpt-tools/edit/1", True)
+    assert {"path": "scheduler.pt", "key": "last_epoch", "old": 4, "new": 2} in told["changes"]
+    assert dispatch(["set-lr", str(path)]) == 2
+    assert dispatch(["set-lr", str(path / "nowhere"), "1"]) == 4
+    (path / "optimizer.pt").write_bytes((path / "optimizer.pt").read_bytes()[:-9])
+    assert dispatch(["set-lr", str(path), "1"]) == 5
