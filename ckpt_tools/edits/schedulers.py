@@ -168,9 +168,7 @@ class _Work:
     def _present(self, number: int) -> float:
         """Return the rate of the next step."""
         last = self._listed("_last_lr", number)
-        if last is not None and (
-            self.leads or self.made.kind == "GreedyLR"
-        ):  # both outlast the optimizer's
+        if last is not None and (self.leads or self.made.kind == "GreedyLR"):  # both outlast the optimizer's
             return last
         return real(self.groups[number].get("lr")) or 0.0
 

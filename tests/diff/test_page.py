@@ -106,7 +106,9 @@ def test_markdown_shows_values_as_they_are() -> None:
     assert "<script>" not in text
     assert "\\- second" in lines
     assert "| b \\| c | nan |" in [" ".join(line.split()) for line in lines]
-    assert [line for line in lines if line.startswith("|")][1] == "|---|---:|"
+    rule = [line for line in lines if line.startswith("|")][1]
+    assert set(rule) == set("|:-")
+    assert rule.endswith("-:|")
     assert markdown.escape("self_attn.q_proj") == "self_attn.q_proj"
     assert markdown.escape("_bold_ *x* `y`") == "\\_bold\\_ \\*x\\* \\`y\\`"
 
