@@ -1,6 +1,6 @@
 """A callback for the Hugging Face Trainer that seals and verifies every checkpoint as soon as it is saved.
 
-    trainer = Trainer(..., callbacks=[SealCallback()])
+trainer = Trainer(..., callbacks=[SealCallback()])
 """
 
 from __future__ import annotations

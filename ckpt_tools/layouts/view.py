@@ -66,6 +66,7 @@ class View:
         self.beside: tuple[DataSummary, ...] = ()  # what sealed neighbours were, for one that is looked at alone
         self.seal: Seal | None = None  # its manifest and what differs from it, once that was looked at
         self.crashes: dict[str, Exception] = {}
+        self.pending: tuple[str, ...] = ()
         self._contents: dict[str, Content | None] = {}
         self._source: Source | None = None
 

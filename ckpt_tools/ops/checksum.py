@@ -57,9 +57,7 @@ def checksum(
     )
 
 
-def _tensors(
-    run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress
-) -> tuple[list[Row], list[str]]:
+def _tensors(run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress) -> tuple[list[Row], list[str]]:
     from ckpt_tools.ops import deep
 
     rows: list[Row] = []

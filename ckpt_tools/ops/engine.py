@@ -160,6 +160,14 @@ def may_be_sealed(checkpoint: Checkpoint) -> bool:
     return checkpoint.is_file or SIDECAR in checkpoint.listing.files
 
 
+def find_pending(view: View) -> None:
+    """Note the edits of a checkpoint that were begun and not finished, for the rule about them."""
+    if may_be_sealed(view.checkpoint):
+        from ckpt_tools.edits.journal import pending_in
+
+        view.pending = tuple(edit.title or "its journal entry is damaged" for edit in pending_in(view.listing))
+
+
 def sealed_skips(view: View) -> Iterator[Skipped]:
     """Yield what a manifest could not be held against."""
     seal = view.seal

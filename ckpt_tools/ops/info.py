@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from ckpt_tools._version import __version__
 from ckpt_tools.containers.base import Content
 from ckpt_tools.containers.reader import describe as kind_name
-from ckpt_tools.core.errors import SourceError
+from ckpt_tools.core.errors import CkptError, SourceError
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.core.source import Extent
 from ckpt_tools.core.space import free_bytes
@@ -24,6 +24,7 @@ from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping, children
 from ckpt_tools.ops import address, describe, engine, next_steps, versions
+from ckpt_tools.reports.edit import PastEdit
 from ckpt_tools.reports.info import (
     CheckpointInfo,
     InfoReport,
@@ -202,7 +203,21 @@ def _checkpoint(
         _beginning(run.root, part, content, view) if part is not None and not tensors else None,
         _tensors(view, pattern) if tensors else None,
         3 if view.errors else 1 if _damaged(view) else 0,
+        _edits(checkpoint) if use is not None else (),
     )
+
+
+def _edits(checkpoint: Checkpoint) -> tuple[PastEdit, ...]:
+    """Return what this tool changed in a checkpoint, oldest first."""
+    if not engine.may_be_sealed(checkpoint):
+        return ()
+    from ckpt_tools.edits import back, journal
+    from ckpt_tools.ops.undo import past
+
+    try:
+        return tuple(past(edit) for edit in back.history(journal.home_of(checkpoint.listing.root)))
+    except CkptError:
+        return ()  # `verify` says what is wrong with the journal
 
 
 def _file_title(part: Part) -> str:

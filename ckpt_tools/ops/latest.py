@@ -66,6 +66,7 @@ def latest(
 
                 sealed.attach(run, view)
                 sealed.hold(view)
+                engine.find_pending(view)
             findings = engine.check(run, checkpoint, view, settings)
             if loader is not None:
                 findings, _ = loading.proven(findings, checkpoint, view, engine.Selection(), loader)

@@ -13,7 +13,7 @@ from ckpt_tools.model.checkpoint import Run
 from ckpt_tools.model.findings import Fix, Purpose, Severity, Verdict
 from ckpt_tools.ops import engine
 from ckpt_tools.ops.repair_look import Session, fixes_of_run, key_of, look_at, shown
-from ckpt_tools.ops.repair_make import MOST, finish_pending, make, mend, planned, preview
+from ckpt_tools.ops.repair_make import MOST, SEALED, finish_pending, make, mend, planned, preview
 from ckpt_tools.ops.verify import verify
 from ckpt_tools.reports.repair import DONE, REFUSED, Left, RepairReport
 from ckpt_tools.rules.base import Settings
@@ -146,9 +146,15 @@ def _leftovers(session: Session, saving: set[str]) -> None:
     offered = {(each.code, each.path) for each in session.repairs if each.state != DONE}
     for found in looked:
         decided, _ = engine.verdicts(found.findings)
+        changed = any(each.state == DONE and each.checkpoint == found.name for each in session.repairs)
+        if changed and any(each.code.startswith(SEALED) for each in found.findings):
+            again = f"`ckpt seal {shlex.quote(found.subject.location)}` seals it as it is now"
+            session.notes.append(f"{found.subject.location}: is not as it was sealed; {again}")
         good = [each.path for each in ready if each is not None and each.path != found.name]
         for finding in found.findings:
             hurts = not finding.impact.harmless and finding.severity >= Severity.ERROR
+            if finding.name == "pending-journal":  # told with its own fix
+                continue
             if not hurts or (finding.code, finding.path) in offered or found.name in aside:
                 continue
             session.left.append(Left(finding.code, finding.path, finding.message, _way_out(run, decided, good)))

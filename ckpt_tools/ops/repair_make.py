@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +32,7 @@ _FOLLOWED = frozenset(
 )
 """Kinds of fixes that the manifest of a sealed checkpoint follows."""
 
-_SEALED = "CK41"
+SEALED = "CK41"
 """Codes that tell a change since sealing, which every repair is."""
 
 
@@ -52,7 +51,7 @@ def finish_pending(session: Session) -> None:
             done.add(key)
             place = os.path.relpath(edit.home.root, os.path.realpath(session.path))
             made = Repair(
-                place, "", f"{edit.home.sidecar}/journal/{edit.name}", f"an edit that did not end: {edit.title}",
+                place, "CK005", f"{edit.home.sidecar}/journal/{edit.name}", f"an edit that did not end: {edit.title}",
                 "take it back as a whole", True, "finish-edit", WAITING, writes=edit.paths,
             )  # fmt: skip
             if session.write:
@@ -143,7 +142,6 @@ def make(session: Session, subject: Subject, finding: Finding, fix: Fix, before:
         made = _row(subject, finding, fix, DONE, None, draft)
         session.repairs.append(replace(made, notes=(*made.notes, *outcome.notes)))
         session.files += [file_change(touched) for touched in outcome.files]
-        _warn_sealed(session, subject)
 
 
 def _carried_out(
@@ -221,19 +219,9 @@ def _proof(session: Session, name: str, finding: Finding, before: list[Finding])
         if (each.code, each.path, each.message) == (finding.code, finding.path, finding.message):
             return f"{each.code} is still found: {each.message}"
         fresh = (each.code, each.path) not in known and each.severity >= Severity.ERROR
-        if fresh and not each.code.startswith((_SEALED, "CK00")):
+        if fresh and not each.code.startswith((SEALED, "CK00")):
             return f"{each.code} is found now, at {each.path}: {each.message}"
     return None
-
-
-def _warn_sealed(session: Session, subject: Subject) -> None:
-    """Note that a manifest does not fit any more, where a repair leaves that behind."""
-    found = look_again(session.path, subject.checkpoint.path, session.settings) if subject.checkpoint else None
-    if found is not None and any(each.code.startswith(_SEALED) for each in found.findings):
-        again = f"`ckpt seal {shlex.quote(subject.location)}` seals it as it is now"
-        note = f"{subject.location}: is not as it was sealed; {again}"
-        if note not in session.notes:
-            session.notes.append(note)
 
 
 def _with_manifest(subject: Subject, fix: Fix, draft: Draft) -> Draft:

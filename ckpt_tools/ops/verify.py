@@ -132,6 +132,7 @@ def _look(run: Run, view: View, against: str | None, data: tuple[str, ...], look
     from ckpt_tools.ops import sealed
 
     sealed.attach(run, view, against)
+    engine.find_pending(view)
     if looker is not None:
         looker.look(view, task)
     sealed.hold(view, data or None)

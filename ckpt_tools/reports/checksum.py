@@ -80,9 +80,7 @@ class ChecksumReport:
         }
 
     def _whole_files(self) -> list[dict[str, Any]]:
-        return [
-            {"path": row.path, "size": row.size, "digest": f"{self.algorithm}:{row.digest}"} for row in self.rows
-        ]
+        return [{"path": row.path, "size": row.size, "digest": f"{self.algorithm}:{row.digest}"} for row in self.rows]
 
     def _by_file(self) -> list[dict[str, Any]]:
         files: dict[str, dict[str, Any]] = {}

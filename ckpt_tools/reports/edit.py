@@ -82,7 +82,7 @@ class EditReport:
 
     def blocks(self) -> Sequence[Block]:
         if self.edits is not None:
-            return [_history(self.edits)]
+            return [journal_table(self.edits)]
         blocks: list[Block] = [Text((self.title,), "heading")]
         if self.changes:
             rows = tuple((c.path, c.key, _value(c.old), _value(c.new)) for c in self.changes)
@@ -131,11 +131,12 @@ class EditReport:
             "notes": list(self.notes),
         }
         if self.edits is not None:
-            document["edits"] = [_past(edit) for edit in self.edits]
+            document["edits"] = [edit_document(edit) for edit in self.edits]
         return document
 
 
-def _past(edit: PastEdit) -> Mapping[str, Any]:
+def edit_document(edit: PastEdit) -> Mapping[str, Any]:
+    """Return an edit of the journal as JSON documents show it."""
     return {
         "number": edit.number,
         "state": edit.state,
@@ -147,7 +148,8 @@ def _past(edit: PastEdit) -> Mapping[str, Any]:
     }
 
 
-def _history(edits: tuple[PastEdit, ...]) -> Block:
+def journal_table(edits: tuple[PastEdit, ...]) -> Block:
+    """Return the edits of a journal as people read them."""
     if not edits:
         return Text(("no edits",))
     rows = tuple((str(edit.number), edit.state, edit.time, edit.tool, edit.title) for edit in edits)

@@ -10,6 +10,7 @@ from ckpt_tools.model.findings import Finding, Purpose, Verdict
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.reports import info_text
 from ckpt_tools.reports.base import Block
+from ckpt_tools.reports.edit import PastEdit, edit_document
 from ckpt_tools.reports.tree import Tree, document
 from ckpt_tools.reports.verify import finding_document
 
@@ -242,6 +243,7 @@ class CheckpointInfo:
     tree: Tree | None = None
     tensors: Tensors | None = None
     exit_code: int = 0
+    edits: tuple[PastEdit, ...] = ()
 
     def blocks(self) -> Sequence[Block]:
         return info_text.checkpoint(self)
@@ -258,6 +260,7 @@ class CheckpointInfo:
             **(_use(self.use) if self.use else {}),
             "space": _space(self.space),
             "next": [{"what": what, "command": command} for what, command in self.next],
+            "edits": [edit_document(edit) for edit in self.edits],
         }
         if self.file:
             found["file"] = dict(self.file)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.reports.base import Block, Fields, Table, Text
+from ckpt_tools.reports.edit import journal_table
 from ckpt_tools.reports.units import count, human_bytes, human_rate
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def checkpoint(info: CheckpointInfo) -> list[Block]:
         blocks.append(_files(described))
     if described.versions:
         blocks.append(_versions(described))
+    if info.edits:
+        blocks.append(journal_table(info.edits))
     if info.tensors is not None:
         blocks.append(_tensors(info.tensors))
     elif info.tree is not None:

@@ -49,6 +49,21 @@ def unlisted_directory(checkpoint: Checkpoint, context: Context) -> Iterator[Hit
         yield Hit(f"cannot be listed: {reason.lower()}", path)
 
 
+@rule("CK005", "pending-journal", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
+def pending_journal(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """An edit by this tool was interrupted and not finished.
+
+    **Why it matters.** Some of its files may have the new values and some the old ones. The journal knows both, so
+    nothing is lost; other edits refuse until it is settled.
+
+    **How to repair.** `ckpt repair --write CHECKPOINT` finishes it or rolls it back, `ckpt undo CHECKPOINT` rolls it
+    back.
+    """
+    for edit in context.view.pending:
+        advice = "`ckpt undo` takes it back, `ckpt repair --write` settles it"
+        yield Hit(f"an edit was not finished: {edit}", help=advice)
+
+
 @rule("CK240", "loader-refused", Severity.ERROR, Checkpoint, impact=None)
 def loader_refused(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The file's own library refused to load it (`--load`).
@@ -61,4 +76,4 @@ def loader_refused(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     yield from ()
 
 
-RULES: tuple[Rule, ...] = (rule_crashed, unreadable_file, unlisted_directory, loader_refused)
+RULES: tuple[Rule, ...] = (rule_crashed, unreadable_file, unlisted_directory, pending_journal, loader_refused)
