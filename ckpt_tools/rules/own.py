@@ -56,7 +56,7 @@ def pending_journal(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **Why it matters.** Some of its files may have the new values and some the old ones. The journal knows both, so
     nothing is lost; other edits refuse until it is settled.
 
-    **How to repair.** `ckpt repair --write CHECKPOINT` finishes it or rolls it back, `ckpt undo CHECKPOINT` rolls it
+    **How to repair.** `ckpt undo CHECKPOINT` or `ckpt repair --write CHECKPOINT` rolls it
     back.
     """
     for edit in context.view.pending:
