@@ -10,6 +10,7 @@ from ckpt_tools.model.values import Opaque, Pairs, Value
 
 SHOWN = 10
 LONGEST_PREFIX = 512
+_CONTAINERS = (dict, list, tuple, Opaque, Pairs)
 
 
 def named(value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef]]]) -> Iterable[tuple[str, TensorRef]]:
@@ -26,7 +27,7 @@ def named(value: Value, inner: Mapping[int, tuple[TensorRef, dict[str, TensorRef
                 yield name, child
                 if id(child) in inner:
                     yield from ((f"{name}.{part}", ref) for part, ref in inner[id(child)][1].items())
-            elif isinstance(child, dict | list | tuple | Opaque | Pairs) and id(child) not in fruitless:
+            elif isinstance(child, _CONTAINERS) and id(child) not in fruitless:
                 longer = f"{prefix}{key}."[:LONGEST_PREFIX] if key else prefix
                 work.append((_branches(child), longer, id(child), [0]))
                 break

@@ -69,6 +69,8 @@ LONGEST_STEP = 1000
 
 def step(key: Value) -> str:
     """Return how a dictionary key is written in a key path."""
+    if type(key) is int:
+        return f"[{key}]"
     if isinstance(key, str) and len(key) > LONGEST_STEP:
         key = key[:LONGEST_STEP]
     if isinstance(key, str) and key and not any(mark in key for mark in '.[]"'):

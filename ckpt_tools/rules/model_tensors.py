@@ -48,7 +48,7 @@ def _whole(view: View) -> bool:
     if not parts or view.elsewhere is not None:
         return False
     contents = [view.content(part) for part in parts]
-    if any(content is None or not content.readable for content in contents):
+    if any(content is None or not content.readable or content.problems for content in contents):
         return False
     shards = {part.shard for part in parts if part.shard is not None}
     named = {file for _, value in view.values(Role.INDEX) for file in _files(value)}

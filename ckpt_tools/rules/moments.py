@@ -59,7 +59,7 @@ def _trained(view: View) -> dict[str, TensorRef] | None:
     found: dict[str, TensorRef] = {}
     for part in checkpoint.of(Role.WEIGHTS, Role.ADAPTER, Role.CUSTOM, Role.COMBINED):
         content = view.content(part)
-        if content is None or not content.readable:
+        if content is None or not content.readable or content.problems:
             return None
         own = tuple(f"{key}." for key in plain.OPTIMIZER_KEYS) if part.role is Role.COMBINED else ()
         found |= {f"{part.path}:{name}": ref for name, ref in content.tensors.items() if not name.startswith(own)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ckpt_tools.model.checkpoint import Part
+from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import HARMLESS, Severity
 from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
 
@@ -63,22 +63,25 @@ def zip_compressed(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file was packed again with compression.
 
     **Why it matters.** `torch.load` reads it, `torch.load(mmap=True)` maps the compressed bytes and returns wrong
-    numbers without a word.
+    numbers without a word. transformers loads weights with `mmap`: for them it is an error.
 
     **How to repair.** Load it without `mmap` and save it again.
     """
-    yield from relay(part, context, "zip-compressed")
+    mapped = part.role is Role.WEIGHTS
+    for hit in relay(part, context, "zip-compressed", harmless=not mapped):
+        yield replace(hit, severity=Severity.ERROR) if mapped else hit
 
 
 @rule("CK227", "record-duplicate", Severity.WARNING, Part, impact=None)
 def record_duplicate(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file has two records of one name.
 
-    **Why it matters.** The last one wins, in torch and in other zip readers; torch itself never writes that.
+    **Why it matters.** Which of them a reader takes is its own affair: torch searches the names by halves and takes the
+    one it meets. This tool follows torch. torch itself never writes that.
 
     **How to repair.** Load it and save it again.
     """
-    yield from relay(part, context, "record-duplicate")
+    yield from relay(part, context, "record-duplicate", harmless=True)
 
 
 @rule("CK228", "record-invalid", Severity.ERROR, Part, impact=None)
