@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -98,11 +99,13 @@ def verify(
                 looker.slim(view)
             else:
                 task.advance(1)
-    reports = _with_way_out(run, reports)
+    reports = [
+        replace(report, findings=_with_commands(report.findings, run.root)) for report in _with_way_out(run, reports)
+    ]
     unreadable = tuple(
         f"{view.checkpoint.path}/{name}" for view in views.values() for name in (*view.errors, *view.listing.errors)
     )
-    findings = tuple(engine.check_run(run, views, settings, selection))
+    findings = _with_commands(engine.check_run(run, views, settings, selection), run.root)
     return VerifyReport(
         __version__,
         run.root,
@@ -152,6 +155,19 @@ def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointR
         else report
         for report in reports
     ]
+
+
+def _with_commands(findings: Iterable[Finding], root: str) -> tuple[Finding, ...]:
+    """Write out the command that makes a fix, where a finding offers one."""
+    made = []
+    for finding in findings:
+        if finding.fix is not None and finding.fix.command is None:
+            from shlex import quote
+
+            command = f"ckpt repair --write {'' if finding.fix.safe else '--unsafe '}{quote(root)}"
+            finding = replace(finding, fix=replace(finding.fix, command=command))
+        made.append(finding)
+    return tuple(made)
 
 
 def _advised(finding: Finding, advice: str) -> Finding:
