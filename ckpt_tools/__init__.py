@@ -15,14 +15,49 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ckpt_tools.layouts.match import open_run
+    from ckpt_tools.ops.checksum import checksum
+    from ckpt_tools.ops.diff import diff
+    from ckpt_tools.ops.explain import explain
+    from ckpt_tools.ops.history import history
+    from ckpt_tools.ops.info import info
     from ckpt_tools.ops.latest import latest
+    from ckpt_tools.ops.repair import repair
+    from ckpt_tools.ops.seal import seal
+    from ckpt_tools.ops.set_lr import set_lr
+    from ckpt_tools.ops.set_step import set_step
+    from ckpt_tools.ops.undo import undo
     from ckpt_tools.ops.verify import verify
 
-__all__ = ["__version__", "latest", "open_run", "verify"]
+__all__ = [
+    "__version__",
+    "checksum",
+    "diff",
+    "explain",
+    "history",
+    "info",
+    "latest",
+    "open_run",
+    "repair",
+    "seal",
+    "set_lr",
+    "set_step",
+    "undo",
+    "verify",
+]
 
 _HOMES = {
     "open_run": "ckpt_tools.layouts.match",
+    "checksum": "ckpt_tools.ops.checksum",
+    "diff": "ckpt_tools.ops.diff",
+    "explain": "ckpt_tools.ops.explain",
+    "history": "ckpt_tools.ops.history",
+    "info": "ckpt_tools.ops.info",
     "latest": "ckpt_tools.ops.latest",
+    "repair": "ckpt_tools.ops.repair",
+    "seal": "ckpt_tools.ops.seal",
+    "set_lr": "ckpt_tools.ops.set_lr",
+    "set_step": "ckpt_tools.ops.set_step",
+    "undo": "ckpt_tools.ops.undo",
     "verify": "ckpt_tools.ops.verify",
 }
 
