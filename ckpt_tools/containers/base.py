@@ -80,3 +80,33 @@ class Content:
     globals: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+
+
+_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def too_deep(raw: bytes, value: Value, limit: int) -> bool:
+    """Say whether ``value``, read from the JSON ``raw``, is nested more than ``limit`` levels deep; mostly cheap.
+
+    The brackets alone are folded from the inside out, which ends early for what is flat; brackets inside of texts
+    can make that fail, and then the value itself is measured.
+    """
+    brackets = raw.translate(None, _BRACKETS)
+    for _ in range(12):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    if len(brackets) <= limit:
+        return False
+    level = [value]
+    for _ in range(limit):
+        below: list[Value] = []
+        for found in level:
+            if isinstance(found, dict):
+                below.extend(child for child in found.values() if isinstance(child, dict | list))
+            elif isinstance(found, list):
+                below.extend(child for child in found if isinstance(child, dict | list))
+        if not below:
+            return False
+        level = below
+    return True

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ckpt_tools.containers.base import Content
+from ckpt_tools.containers.base import Content, too_deep
 from ckpt_tools.containers.kinds import printable
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.findings import Problem, Spot
@@ -32,7 +32,6 @@ _STUMP = re.compile(
     r"""|\\?(?:u[0-9a-fA-F]{0,3})?)?\Z"""
 )
 """What may be left of a value of which the end is missing, from where the decoder gave up."""
-_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class _Decoder:
@@ -79,7 +78,7 @@ def read(source: Source) -> Content:
         value = decoder.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         return Content("json", source.size, False, facts=facts, problems=(_damage(raw, error, shift),))
-    if _too_deep(raw, value):
+    if too_deep(raw, value, DEPTH):
         return Content("json", source.size, False, facts=facts, problems=(_damage(raw, RecursionError(), shift),))
     facts["constants"] = decoder.constants
     marked = (_marked(source.base),) if bom else ()
@@ -109,7 +108,7 @@ def read_lines(source: Source) -> Content:
             places.append(number)
             try:
                 value = decoder.decode(line.decode("utf-8"))
-                if _too_deep(line, value):
+                if too_deep(line, value, DEPTH):
                     raise RecursionError
                 values.append(value)
             except (ValueError, RecursionError) as error:
@@ -240,30 +239,3 @@ def _walk(value: Value) -> Iterator[tuple[str, Value]]:
         yield path.removeprefix("."), found
         if isinstance(found, dict | list):
             waiting.extend(reversed([(path + key, child) for key, child in children(found)]))
-
-
-def _too_deep(raw: bytes, value: Value) -> bool:
-    """Say whether ``value`` is nested deeper than ``DEPTH``, cheaply in the usual case.
-
-    The brackets alone are folded from the inside out, which ends early for what is flat; brackets inside of texts
-    can make that fail, and then the value itself is measured.
-    """
-    brackets = raw.translate(None, _BRACKETS)
-    for _ in range(12):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    if len(brackets) <= DEPTH:
-        return False
-    level = [value]
-    for _ in range(DEPTH):
-        below: list[Value] = []
-        for found in level:
-            if isinstance(found, dict):
-                below.extend(child for child in found.values() if isinstance(child, dict | list))
-            elif isinstance(found, list):
-                below.extend(child for child in found if isinstance(child, dict | list))
-        if not below:
-            return False
-        level = below
-    return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NoReturn
 
-from ckpt_tools.containers.base import FormatError
+from ckpt_tools.containers.base import FormatError, too_deep
 from ckpt_tools.containers.kinds import clipped, printable, typed
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.findings import Problem, Spot
@@ -141,9 +141,14 @@ def decode(source: Source, length: int) -> Header:
             "the header is not valid JSON", "it holds an integer of thousands of digits", refused, offset=start
         ) from None
     except RecursionError:
+        value = None
+        nested = True
+    else:
+        nested = too_deep(raw, value, _NESTED + 3)
+    if nested:
         raise _unreadable(
             "the header is nested too deeply to be read", "a header needs three levels", refused, offset=start
-        ) from None
+        )
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
         raise _unreadable(f"the header is {kind}, not an object of tensors", refused, offset=start)
