@@ -63,11 +63,13 @@ def zip_compressed(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file was packed again with compression.
 
     **Why it matters.** `torch.load` reads it, `torch.load(mmap=True)` maps the compressed bytes and returns wrong
-    numbers without a word. transformers loads weights with `mmap`: for them it is an error.
+    numbers without a word. transformers loads weights with `mmap`: for their tensors it is an error.
 
     **How to repair.** Load it without `mmap` and save it again.
     """
-    mapped = part.role is Role.WEIGHTS
+    content = context.content(part)
+    packed = content.facts.get("compressed", ()) if content is not None else ()
+    mapped = part.role is Role.WEIGHTS and any("/data/" in name for name in packed)
     for hit in relay(part, context, "zip-compressed", harmless=not mapped):
         yield replace(hit, severity=Severity.ERROR) if mapped else hit
 

@@ -44,6 +44,11 @@ STRICTER: tuple[Stricter, ...] = (
         lambda damage, finding: finding.code == "CK221" and "dtype" in damage.what and "{" in damage.what,
     ),
     Stricter(
+        "compressed-weights",
+        "torch.load takes it; transformers loads weights with mmap=True, which maps the compressed bytes as numbers",
+        lambda damage, finding: finding.code == "CK226",
+    ),
+    Stricter(
         "record-twice",
         "two records of one name: torch's zip library searches by halves and may take either, so that an error of one "
         "of them is one of the file",
