@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _version()
     from ckpt_tools.cli.console import complain
 
-    gc.set_threshold(200_000, 20, 50)  # a command makes objects by the hundred thousand and throws few away
+    gc.set_threshold(1_000_000, 20, 50)  # a command makes objects by the hundred thousand and throws few away
     try:
         from ckpt_tools.cli.app import dispatch
 

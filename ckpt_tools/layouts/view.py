@@ -46,7 +46,7 @@ _SCALARS = {
 SMALL = 1 << 16
 """Files up to this many bytes are read in one go, which is cheaper than looking at them in pieces."""
 
-MAX_SCALARS = 8192
+MAX_SCALARS = 2048
 """So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
 
 
