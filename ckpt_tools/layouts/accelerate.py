@@ -15,7 +15,8 @@ LAYOUT = Layout(
     name="accelerate",
     title="accelerate save_state",
     markers=("random_states_{rank}.pkl", "optimizer.bin", "scheduler.bin", "custom_checkpoint_{number}.pkl"),
-    directory="checkpoint_{number}",
+    directories=("checkpoint_{number}",),
+    telling=True,
     parts=(
         PartPattern("model.safetensors", Role.WEIGHTS, SAFETENSORS),
         PartPattern("model_{number}.safetensors", Role.WEIGHTS, SAFETENSORS),

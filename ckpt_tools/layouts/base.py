@@ -6,10 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import HARMLESS, Impact
+
+if TYPE_CHECKING:
+    from ckpt_tools.layouts.assembly import Assemble
 
 _FIELDS = {
     "rank": r"(?P<rank>\d+)",
@@ -74,29 +78,50 @@ class Need:
 NO_NEED = Need()
 
 
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """A text file of a run that names the checkpoint to resume from.
+
+    ``target`` turns its text into the name of an entry of the run, None where the text makes no sense.  ``followed``
+    says that the loader takes what it names and looks no further.
+    """
+
+    name: str
+    target: Callable[[str], str | None]
+    followed: bool = True
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way of naming and placing parts.
 
-    ``markers`` are names of which any one claims a directory.  ``directory`` names the checkpoints inside a run,
-    ``staging`` the directories that hold a save in progress.  ``order`` is the order of writing; the role
-    that ``commit`` names is written last, so its absence means that a save did not end.  ``overlay`` layouts only add
-    to another one.  ``probe`` decides what markers cannot.
+    ``markers`` are names of which any one claims a directory, ``probe`` decides what they cannot.  ``directories``
+    name the checkpoints inside a run; where the names are ``telling``, a directory counts by its name alone, else one
+    of them has to be claimed by what is in it.  ``staging`` names the directories that hold a save in progress,
+    ``tracker`` is the file of a run that says which checkpoint is the one.  ``order`` is the order of writing; the role
+    that ``commit`` names is written last, so its absence means that a save did not end, and ``unfinished`` says what a
+    loader does then.  ``overlay`` layouts only add to another one, ``guest`` layouts do so where another one claims
+    the directory too.  ``assemble`` puts together what lies in pieces.
     """
 
     name: str
     title: str
     parts: tuple[PartPattern, ...]
     markers: tuple[str, ...] = ()
-    directory: str | None = None
+    directories: tuple[str, ...] = ()
+    telling: bool = False
     staging: tuple[str, ...] = ()
+    tracker: Tracker | None = None
     run_parts: tuple[PartPattern, ...] = ()
     slots: tuple[SlotSpec, ...] = ()
     needs: Mapping[Role, Need] = field(default_factory=dict)
     order: tuple[Role, ...] = ()
     commit: Role | None = None
+    unfinished: str = ""
     overlay: bool = False
+    guest: bool = False
     probe: Callable[[Listing], bool] | None = None
+    assemble: Assemble | None = None
 
     def claims(self, listing: Listing) -> bool:
         """Return whether a directory with this listing is of this layout."""
@@ -114,9 +139,21 @@ class Layout:
     def need(self, role: Role) -> Need:
         return self.needs.get(role, NO_NEED)
 
+    def names(self, name: str) -> bool:
+        """Return whether checkpoints of this layout have names like ``name`` in a run."""
+        return any(expression.match(name) for expression in self._directories)
+
+    def number(self, name: str) -> int | None:
+        """Return the number in the name of a checkpoint, None where it has none."""
+        for expression in self._directories:
+            match = expression.match(name)
+            if match:
+                return int(match.group(1)) if match.groups() else None
+        return None
+
     @cached_property
-    def directory_expression(self) -> re.Pattern[str] | None:
-        return None if self.directory is None else compile_name(self.directory)
+    def _directories(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(compile_name(name) for name in self.directories)
 
     @cached_property
     def staging_expressions(self) -> tuple[re.Pattern[str], ...]:

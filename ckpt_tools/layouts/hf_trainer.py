@@ -43,7 +43,8 @@ LAYOUT = Layout(
     title="Hugging Face Trainer",
     markers=("trainer_state.json",),
     probe=_probe,
-    directory="checkpoint-{step}",
+    directories=("checkpoint-{step}",),
+    telling=True,
     staging=("tmp-checkpoint-{step}", "tmp-checkpoint-*"),
     parts=(
         PartPattern("model.safetensors", Role.WEIGHTS, SAFETENSORS),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from ckpt_tools.core.errors import NothingFoundError
-from ckpt_tools.core.listing import SIDECAR, FileStat, Kind, Listing, scan
+from ckpt_tools.core.errors import NothingFoundError, SourceError
+from ckpt_tools.core.listing import SIDECAR, Kind, Listing, scan
 from ckpt_tools.core.source import Meter
 from ckpt_tools.layouts import LAYOUTS, by_name, plain
-from ckpt_tools.layouts.base import Layout, PartPattern
+from ckpt_tools.layouts.base import Layout
+from ckpt_tools.layouts.claims import checkpoint_of, parts_of
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run, Stray
 
 _MEANT = re.compile(r"(?i)(tmp-)?checkpoint[-_].*\Z")
 _SEARCH = re.compile(r"run-[^/]+\Z")
+_COLLECTIONS = ("checkpoint", "checkpoints")
+_TRACKER = 1 << 16
 _RESUMED = frozenset({Role.OPTIMIZER, Role.SCHEDULER, Role.RNG, Role.TRAINER_STATE})
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
@@ -33,7 +36,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     run = _directories(root, top, meter)
     if run is not None:
         return run
-    single = _checkpoint(root, ".", scan(root, depth=4, meter=meter), None)
+    single = checkpoint_of(root, ".", scan(root, depth=4, meter=meter), None)
     if single is not None:
         return Run(root, single.layout, (single,), single.listing, single=True)
     files = _numbered(root, top)
@@ -123,137 +126,113 @@ def open_stray(run: Run, stray: Stray) -> Checkpoint | None:
     location = os.path.join(run.root, stray.path)
     if stray.stat.kind is not Kind.DIRECTORY:
         return None
-    return _checkpoint(location, stray.path, scan(location, depth=4), None, by_name(run.layout))
+    return checkpoint_of(location, stray.path, scan(location, depth=4), None, by_name(run.layout))
 
 
 def _siblings(run: Run) -> list[tuple[str, int]]:
-    expression = by_name(run.layout).directory_expression
-    if expression is None:
+    layout = by_name(run.layout)
+    if not layout.directories:
         return []
     parent = scan(os.path.dirname(os.path.abspath(run.root)), depth=1)
     names = [name for name in parent.names() if parent.files[name].kind is Kind.DIRECTORY]
-    found = [(name, int(match.group(1))) for name in names if (match := expression.match(name))]
+    found = [(name, number) for name in names if (number := layout.number(name)) is not None]
     return sorted(found, key=lambda pair: pair[1])
+
+
+Named = tuple[Layout, str, int | None]
+"""``(layout, path, number in the name)`` of a directory that has the name of a checkpoint."""
 
 
 def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
     """Return the run whose checkpoints are directories of ``root``, None when there are none."""
     found = list(_named(root, top, ""))
     for name, entry in top.files.items():
-        if entry.kind is Kind.DIRECTORY and (name == "checkpoints" or _SEARCH.match(name)):
+        if entry.kind is Kind.DIRECTORY and (name in _COLLECTIONS or _SEARCH.match(name)):
             inner = scan(os.path.join(root, name), depth=1, meter=meter)
             found += _named(os.path.join(root, name), inner, f"{name}/")
+    if found and all(layout.guest for layout, _, _ in found) and _hosts(top):
+        return None
     if not found:
         return None
     layout = found[0][0]
     checkpoints = []
     for named, path, step in found:
         listing = scan(os.path.join(root, path), depth=4, meter=meter)
-        made = _checkpoint(os.path.join(root, path), path, listing, step, named)
+        made = checkpoint_of(os.path.join(root, path), path, listing, step, named)
         if made is not None:
             checkpoints.append(made)
-    export = _export(root, meter)
+    export = _export(root, meter, {path.split("/", 1)[0] for _, path, _ in found})
     checkpoints.sort(key=lambda checkpoint: (os.path.dirname(checkpoint.path), checkpoint.step or 0, checkpoint.path))
     strays = tuple(_strays(top, {path for _, path, _ in found}))
     overlays = [other for other in LAYOUTS if other.overlay and other.run_parts and other.claims(top)]
-    parts = tuple(_claim(top, [layout, *overlays], run_level=True))
+    parts = tuple(parts_of(top, [layout, *overlays], run_level=True))
     return Run(root, layout.name, (*checkpoints, *export), top, parts, strays)
 
 
-def _named(root: str, listing: Listing, prefix: str) -> Iterator[tuple[Layout, str, int]]:
-    for name in listing.names():
-        if listing.files[name].kind is not Kind.DIRECTORY:
-            continue
-        for layout in LAYOUTS:
-            match = layout.directory_expression.match(name) if layout.directory_expression else None
-            if match:
-                yield layout, prefix + name, int(match.group(1))
-                break
+def _hosts(top: Listing) -> bool:
+    """Return whether a directory is a checkpoint in itself, which may hold directories of a guest's."""
+    shallow = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and not layout.overlay and not layout.guest]
+    return any(layout.claims(top) for layout in shallow)
 
 
-def _export(root: str, meter: Meter) -> list[Checkpoint]:
+def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
+    """Yield the directories that are named like checkpoints, and what the file says that tells the one to resume."""
+    names = [name for name in listing.names() if listing.files[name].kind is Kind.DIRECTORY]
+    taken: set[str] = set()
+    for layout in LAYOUTS:
+        mine = [name for name in names if name not in taken and layout.names(name)]
+        target = _tracked(layout, listing)
+        if target is not None and target in names and target not in {*taken, *mine} and _claimed(layout, root, target):
+            mine.append(target)
+        if mine and (layout.telling or any(_claimed(layout, root, name) for name in reversed(mine))):
+            taken.update(mine)
+            yield from ((layout, prefix + name, layout.number(name)) for name in mine)
+
+
+def _claimed(layout: Layout, root: str, name: str) -> bool:
+    return layout.claims(scan(os.path.join(root, name), depth=4))
+
+
+def tracked(run: Run) -> tuple[Layout, str, str | None] | None:
+    """Return ``(layout, the file, the entry it names)`` of the file that tells which checkpoint to resume from.
+
+    None where there is no such file; the entry is None where the file cannot be read or makes no sense.
+    """
+    for layout in dict.fromkeys([by_name(run.layout), *(by_name(c.layout) for c in run.checkpoints)]):
+        if layout.tracker is not None and layout.tracker.name in run.listing.files:
+            return layout, layout.tracker.name, _tracked(layout, run.listing)
+    return None
+
+
+def _tracked(layout: Layout, listing: Listing) -> str | None:
+    tracker = layout.tracker
+    entry = listing.files.get(tracker.name) if tracker is not None else None
+    if tracker is None or entry is None or not entry.is_file or entry.size > _TRACKER:
+        return None
+    try:
+        with listing.open(tracker.name) as source:
+            text = source.read(0, _TRACKER).decode("utf-8")
+    except (SourceError, UnicodeDecodeError):
+        return None
+    return tracker.target(text)
+
+
+def _export(root: str, meter: Meter, checkpoints: set[str]) -> list[Checkpoint]:
     """Return the model that a finished run left beside its checkpoints, if it did."""
     shallow = scan(root, depth=2, meter=meter)
     own = {
         path: entry
         for path, entry in shallow.files.items()
-        if not _MEANT.match(path.split("/", 1)[0]) and not path.startswith(("run-", "checkpoints/", "runs/"))
+        if not _MEANT.match(path.split("/", 1)[0])
+        and path.split("/", 1)[0] not in checkpoints
+        and not path.startswith(("run-", "checkpoints/", "runs/"))
     }
     listing = Listing(shallow.root, own, {}, meter)
     claims = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and layout.claims(listing)]
-    made = _checkpoint(root, ".", listing, None) if claims else None
+    made = checkpoint_of(root, ".", listing, None) if claims else None
     if made is None or not made.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX):
         return []
     return [made]
-
-
-def _checkpoint(
-    root: str, path: str, listing: Listing, step: int | None, named: Layout | None = None
-) -> Checkpoint | None:
-    """Return the checkpoint that a directory is; ``named`` is the layout that its name belongs to."""
-    claims = [layout for layout in LAYOUTS if layout.claims(listing) and layout is not plain.LAYOUT]
-    if named is None and step is None:
-        named, step = _by_own_name(root)
-    if named is not None and named not in claims:
-        claims.insert(0, named)
-    primary = [layout for layout in claims if not layout.overlay]
-    overlays = [layout for layout in claims if layout.overlay]
-    if named is not None and primary[0] is not named and not _owns(primary[0], listing):
-        primary = [named, *primary]
-    chosen = [*primary[:1], *overlays]
-    if not chosen:
-        return None
-    # Names of an overlay are its own: `*.safetensors` of another layout must not take an adapter for a model.
-    parts = tuple(_claim(listing, [*overlays, *primary[:1]]))
-    if not primary and not any("/" not in part.path for part in parts if part.role is not Role.OTHER):
-        return None  # adapters in sub-directories alone: a collection of checkpoints, and none itself
-    claimed = {part.path for part in parts}
-    unclaimed = tuple(
-        name for name, entry in listing.files.items() if name not in claimed and entry.kind is not Kind.DIRECTORY
-    )
-    return Checkpoint(path, listing, tuple(layout.name for layout in chosen), parts, unclaimed, step)
-
-
-def _owns(layout: Layout, listing: Listing) -> bool:
-    return layout.name in ("hf-trainer", "accelerate") and layout.claims(listing)
-
-
-def _by_own_name(root: str) -> tuple[Layout | None, int | None]:
-    name = os.path.basename(os.path.abspath(root))
-    for layout in LAYOUTS:
-        match = layout.directory_expression.match(name) if layout.directory_expression else None
-        if match:
-            return layout, int(match.group(1))
-    return None, None
-
-
-def _claim(listing: Listing, layouts: Iterable[Layout], *, run_level: bool = False) -> Iterator[Part]:
-    """Yield a part for every listed entry that a layout names, in the order of the tables."""
-    taken: set[str] = set()
-    for layout in layouts:
-        for pattern in layout.run_parts if run_level else layout.parts:
-            for path, entry in listing.files.items():
-                if path in taken or not _fits(entry, pattern):
-                    continue
-                part = _part(path, entry, pattern, layout)
-                if part is not None:
-                    taken.add(path)
-                    yield part
-
-
-def _fits(entry: FileStat, pattern: PartPattern) -> bool:
-    """A directory under the name of a file is claimed too, so that a rule can say so; a glob never claims one."""
-    return entry.kind is not Kind.DIRECTORY or not any(mark in pattern.name for mark in "*{")
-
-
-def _part(path: str, entry: FileStat, pattern: PartPattern, layout: Layout) -> Part | None:
-    match = pattern.expression.match(path)
-    if match is None or path.startswith(f"{SIDECAR}/"):
-        return None
-    fields = match.groupdict()
-    shard = (int(fields["shard"]), int(fields["shards"])) if "shards" in fields else None
-    rank = int(fields["rank"]) if "rank" in fields else None
-    return Part(path, pattern.role, layout.name, pattern.containers, entry, rank, shard, fields.get("adapter", ""))
 
 
 def _strays(top: Listing, found: set[str]) -> Iterator[Stray]:
@@ -276,7 +255,7 @@ def _file(root: str, listing: Listing) -> Run:
         raise NothingFoundError(f"{root}: is a {listing.files[name].kind}, not a file or directory")
     part: Part | None = None
     for layout in LAYOUTS:
-        part = next(_claim(listing, [layout]), None)
+        part = next(parts_of(listing, [layout]), None)
         if part is not None:
             break
     if part is None:
@@ -293,7 +272,7 @@ def _numbered(root: str, top: Listing) -> Run | None:
     checkpoints = []
     for name in names:
         listing = Listing(top.root, {name: top.files[name]}, {}, top.meter)
-        parts = tuple(_claim(listing, [plain.LAYOUT]))
+        parts = tuple(parts_of(listing, [plain.LAYOUT]))
         layouts = (plain.LAYOUT.name,)
         checkpoints.append(Checkpoint(name, listing, layouts, parts, (), _number(name), is_file=True))
     checkpoints.sort(key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.path))
@@ -312,7 +291,7 @@ def _unknown(root: str, top: Listing) -> NothingFoundError:
     for name, entry in top.files.items():
         if entry.kind is Kind.DIRECTORY and name != SIDECAR:
             inner = scan(os.path.join(root, name), depth=1)
-            named = any(inner.files[path].kind is Kind.DIRECTORY for _, path, _ in _named("", inner, ""))
+            named = any(True for _ in _named(os.path.join(root, name), inner, ""))
             if named or any(layout.claims(inner) for layout in LAYOUTS if layout is not plain.LAYOUT):
                 below.append(name)
     if below:

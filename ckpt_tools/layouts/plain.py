@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.layouts.base import TORCH, Layout, Need, PartPattern, SlotSpec
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import BREAKS_ALL
+from ckpt_tools.model.values import Value, as_mapping
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pth.tar", ".tar", ".bin", ".pkl")
 
 WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "net", "module", "ema")
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optim")
 SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "lr_scheduler_state_dict", "scheduler_state_dict")
+OPTIMIZERS = (*OPTIMIZER_KEYS, "optimizer_states")
+SCHEDULERS = (*SCHEDULER_KEYS, "lr_schedulers")
+"""The same, with the lists of several that Lightning writes."""
+
 STEP_KEYS = ("global_step", "step", "iteration", "iter", "num_updates", "steps")
 EPOCH_KEYS = ("epoch",)
 
@@ -19,6 +27,23 @@ EPOCH_KEYS = ("epoch",)
 def is_name(name: str) -> bool:
     """Return whether a file of this name may be a checkpoint of a plain loop."""
     return name.endswith(ENDINGS) and not name.startswith(".")
+
+
+def inside(
+    combined: Mapping[Any, Value], names: tuple[str, ...], mark: str
+) -> Iterator[tuple[tuple[str | int, ...], Mapping[Any, Value]]]:
+    """Yield the state dicts, told by their key ``mark``, under the first of ``names`` that has any, and their keys."""
+    for name in names:
+        value = combined.get(name)
+        several = list(enumerate(value)) if isinstance(value, list | tuple) else [(None, value)]
+        found = [
+            ((name,) if number is None else (name, number), inner)
+            for number, each in several
+            if (inner := as_mapping(each)) is not None and mark in inner
+        ]
+        if found:
+            yield from found
+            return
 
 
 def _probe(listing: Listing) -> bool:

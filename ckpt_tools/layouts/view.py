@@ -25,6 +25,7 @@ from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Value, as_mapping, lookup
 
 if TYPE_CHECKING:
+    from ckpt_tools.layouts.assembly import Assembly
     from ckpt_tools.model.manifest import Seal
     from ckpt_tools.model.summaries import DataSummary
 
@@ -77,8 +78,36 @@ class View:
     def content(self, part: Part) -> Content | None:
         """Return the decoded file, None when it is no readable regular file (``errors`` then tells why)."""
         if part.path not in self._contents:
-            self._contents[part.path] = self._read(part)
+            self._contents[part.path] = self._assembled(part) or self._read(part)
         return self._contents[part.path]
+
+    def _assembled(self, part: Part) -> Content | None:
+        """Return what an assembly knows of a file that does not say by itself what it holds."""
+        if part.role is not Role.CHUNKS or not part.stat.is_file:
+            return None
+        try:
+            found = (assembly.content(part) for assembly in self.assemblies)
+            return next((content for content in found if content is not None), None)
+        except SourceError as error:
+            self.errors[part.path] = error
+        except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
+            self.crashes[part.path] = error
+        return None
+
+    @cached_property
+    def assemblies(self) -> tuple[Assembly, ...]:
+        """What the files of the checkpoint hold together, where a layout stores tensors in pieces."""
+        found: list[Assembly] = []
+        for name in self.checkpoint.layouts:
+            assemble = by_name(name).assemble
+            if assemble is not None:
+                try:
+                    found += assemble(self)
+                except SourceError as error:
+                    self.errors[error.path] = error
+                except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
+                    self.crashes[""] = error
+        return tuple(found)
 
     def _read(self, part: Part) -> Content | None:
         if not part.stat.is_file:
@@ -127,19 +156,23 @@ class View:
     @cached_property
     def optimizer(self) -> Mapping[Any, Value] | None:
         """A torch optimizer's ``state_dict``, from its own file or from inside a combined one."""
-        return self.mapping(Role.OPTIMIZER) or self._inside(plain.OPTIMIZER_KEYS, "param_groups")
+        return (
+            self.mapping(Role.OPTIMIZER)
+            or self._inside(plain.OPTIMIZERS, "param_groups")
+            or next((found for each in self.assemblies if (found := each.optimizer) is not None), None)
+        )
 
     @cached_property
     def scheduler(self) -> Mapping[Any, Value] | None:
-        return self.mapping(Role.SCHEDULER) or self._inside(plain.SCHEDULER_KEYS, "_last_lr")
+        return (
+            self.mapping(Role.SCHEDULER)
+            or self._inside(plain.SCHEDULERS, "_last_lr")
+            or next((found for each in self.assemblies if (found := each.scheduler) is not None), None)
+        )
 
     def _inside(self, keys: tuple[str, ...], wanted: str) -> Mapping[Any, Value] | None:
         combined = self.mapping(Role.COMBINED) or {}
-        for key in keys:
-            inner = as_mapping(combined.get(key))
-            if inner is not None and wanted in inner:
-                return inner
-        return None
+        return next((found for _, found in plain.inside(combined, keys, wanted)), None)
 
     @cached_property
     def training_args(self) -> Mapping[str, Value]:
@@ -169,7 +202,12 @@ class View:
             content = self.content(part)
             if content is not None:
                 found.update(content.tensors)
-        return found or self._combined_weights
+        return found or self._combined_weights or self._merged("weights")
+
+    def _merged(self, what: str) -> Mapping[str, TensorRef]:
+        """Return the tensors of all assemblies; most often one of them has any."""
+        filled = [tensors for each in self.assemblies if (tensors := getattr(each, what))]
+        return filled[0] if len(filled) == 1 else {name: ref for tensors in filled for name, ref in tensors.items()}
 
     @property
     def _combined(self) -> Content | None:
@@ -207,7 +245,7 @@ class View:
                 return content.tensors
         content = self._combined
         if content is None:
-            return {}
+            return self._merged("optimizer_tensors")
         for key in plain.OPTIMIZER_KEYS:
             inside = {
                 name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
@@ -229,6 +267,7 @@ class View:
                         Slot(spec.quantity, part, key, self._number(part, place), spec.editable)
                         for key, place in places[::stride]
                     )
+        found += (slot for assembly in self.assemblies for slot in assembly.slots)
         return tuple(found)
 
     def numbers(self, quantity: str) -> list[float]:
@@ -282,7 +321,15 @@ class View:
         """Forget everything big that was decoded; JSON files, the step and errors stay."""
         self.close()
         _ = self.step, self.state, self.training_args
-        for name in ("optimizer", "scheduler", "weights", "_combined_weights", "optimizer_tensors", "slots"):
+        for name in (
+            "optimizer",
+            "scheduler",
+            "weights",
+            "_combined_weights",
+            "optimizer_tensors",
+            "slots",
+            "assemblies",
+        ):
             self.__dict__.pop(name, None)
         kept = {path for path, content in self._contents.items() if content and content.container == "json"}
         self._contents = {path: content for path, content in self._contents.items() if path in kept}

@@ -35,6 +35,10 @@ class Role(StrEnum):
     COMBINED = "combined"
     TEMPORARY = "temporary"
     MARKER = "marker"
+    METADATA = "metadata"
+    CHUNKS = "chunks"
+    MODEL_STATES = "model-states"
+    OPTIMIZER_STATES = "optimizer-states"
     SIDECAR = "sidecar"
     OTHER = "other"
 
@@ -74,7 +78,9 @@ class Checkpoint:
     """One checkpoint: a directory, or one file.
 
     ``path`` is POSIX, relative to the run's root (``.`` when it is the root itself).  ``step`` is what the
-    directory's *name* says, None where it says nothing.  ``is_file`` is set where the checkpoint is one file.
+    directory's *name* says, None where it says nothing.  ``is_file`` is set where the checkpoint is one file,
+    ``together`` where it is several files that lie directly in the run, beside those of others: ``path`` is then what
+    their names begin with.
     """
 
     path: str
@@ -84,6 +90,7 @@ class Checkpoint:
     unclaimed: tuple[str, ...] = ()
     step: int | None = None
     is_file: bool = False
+    together: bool = False
 
     def of(self, *roles: Role) -> Iterator[Part]:
         """Yield the parts that have one of ``roles``, in the layout's order."""
@@ -107,6 +114,8 @@ class Checkpoint:
         """Return where a file of this checkpoint lies, relative to the root of the run; ``""`` is the checkpoint."""
         if self.is_file or not path:
             return self.path
+        if self.together:
+            return path
         return posixpath.normpath(posixpath.join(self.path, path))
 
 

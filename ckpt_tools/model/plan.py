@@ -16,6 +16,9 @@ from ckpt_tools.core.listing import SIDECAR, FileStat, Kind
 OWN = frozenset({"journal", "lock"})
 """What of the sidecar belongs to the journal alone; no plan may touch it."""
 
+STAGED = "staged"
+"""The directory of the sidecar in which large new files are written before an edit moves them into their place."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatchBytes:
@@ -46,6 +49,16 @@ class TruncateTo:
 
 
 @dataclass(frozen=True, slots=True)
+class CutFile:
+    """Cut a file to ``size`` bytes; the ``length`` that go, too many for the journal, are in the file ``kept``."""
+
+    path: str
+    size: int
+    length: int
+    kept: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteFile:
     """Give a file new contents as a whole; ``old`` None: it does not exist yet."""
 
@@ -62,7 +75,7 @@ class MoveFile:
     to: str
 
 
-Action = PatchBytes | AppendBytes | TruncateTo | WriteFile | MoveFile
+Action = PatchBytes | AppendBytes | TruncateTo | CutFile | WriteFile | MoveFile
 Step = tuple[Action, ...]
 """Actions that are carried out and synced together: patches of one file; every other action stands alone."""
 
@@ -162,8 +175,8 @@ class Plan:
         found: dict[str, None] = {}
         for action in self.actions:
             found[action.path] = None
-            if isinstance(action, MoveFile):
-                found[action.to] = None
+            if isinstance(action, MoveFile | CutFile):
+                found[action.to if isinstance(action, MoveFile) else action.kept] = None
         return tuple(found)
 
 
@@ -227,6 +240,8 @@ def _check(actions: Sequence[Action]) -> None:
     whole: set[str] = set()
     for action in actions:
         check_path(action.path)
+        if isinstance(action, CutFile):
+            check_path(action.kept)
         if isinstance(action, MoveFile):
             check_path(action.to)
             if inside(action.to, action.path) or inside(action.path, action.to):
@@ -246,7 +261,7 @@ def _check(actions: Sequence[Action]) -> None:
                 raise ValueError(f"two actions change the same bytes of {path!r}")
 
 
-def _span(action: PatchBytes | AppendBytes | TruncateTo, sizes: dict[str, int]) -> tuple[int, int]:
+def _span(action: PatchBytes | AppendBytes | TruncateTo | CutFile, sizes: dict[str, int]) -> tuple[int, int]:
     size = sizes.get(action.path)
     if isinstance(action, PatchBytes):
         if action.offset < 0 or len(action.old) != len(action.new) or not action.new:
@@ -254,7 +269,10 @@ def _span(action: PatchBytes | AppendBytes | TruncateTo, sizes: dict[str, int]) 
         return action.offset, action.offset + len(action.new)
     longer = isinstance(action, AppendBytes)
     start = action.offset if isinstance(action, AppendBytes) else action.size
-    end = start + len(action.data if isinstance(action, AppendBytes) else action.old)
+    if isinstance(action, CutFile):
+        end = start + action.length
+    else:
+        end = start + len(action.data if isinstance(action, AppendBytes) else action.old)
     if start < 0 or start == end or size not in (None, start if longer else end):
         raise ValueError(f"the sizes of {action.path!r} contradict each other")
     sizes[action.path] = end if longer else start

@@ -11,6 +11,7 @@ from ckpt_tools.model.plan import (
     Absent,
     Action,
     AppendBytes,
+    CutFile,
     Guard,
     MoveFile,
     PatchBytes,
@@ -60,6 +61,8 @@ def _action(action: Action) -> dict[str, Any]:
             return {"kind": "append", "path": path, "offset": offset, "data": _text(data)}
         case TruncateTo(path, size, old):
             return {"kind": "truncate", "path": path, "size": size, "old": _text(old)}
+        case CutFile(path, size, length, kept):
+            return {"kind": "cut", "path": path, "size": size, "length": length, "kept": kept}
         case WriteFile(path, new, previous):
             shown = None if previous is None else _text(previous)
             return {"kind": "write", "path": path, "new": _text(new), "old": shown}
@@ -116,6 +119,8 @@ def _read_action(value: Any) -> Action:
             return AppendBytes(fields.text("path"), fields.number("offset"), fields.data("data"))
         case "truncate":
             return TruncateTo(fields.text("path"), fields.number("size"), fields.data("old"))
+        case "cut":
+            return CutFile(fields.text("path"), fields.number("size"), fields.number("length"), fields.text("kept"))
         case "write":
             return WriteFile(fields.text("path"), fields.data("new"), fields.maybe_data("old"))
         case "move":

@@ -47,7 +47,9 @@ class Chunk(NamedTuple):
     """A stored block of one tensor.
 
     ``offsets`` and ``sizes`` place it in the tensor (elements per dimension).  ``extent`` covers the bytes from
-    its first to its last element; ``strides`` are in elements, None when row-major and dense.
+    its first to its last element; ``strides`` are in elements, None when row-major and dense.  Where ``inside`` names
+    a container, the extent is that of a whole file of this format within a file, which has to be opened first
+    (``layouts.assembly.unpack``) to know where the elements lie.
     """
 
     offsets: tuple[int, ...]
@@ -55,6 +57,7 @@ class Chunk(NamedTuple):
     extent: Extent
     strides: tuple[int, ...] | None = None
     byteorder: str = "little"
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,33 @@ class TensorRef:
     def nbytes(self) -> int:
         """Bytes of a dense copy, rounded up to whole bytes."""
         return (self.numel * DTYPE_BITS.get(self.dtype, 8) + 7) // 8
+
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""``(offsets, sizes)`` of a block of a tensor, in elements per dimension."""
+
+
+def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
+    """Return the fewest boxes, in order, that are the elements ``[start, stop)`` of a row-major tensor of ``shape``.
+
+    A flat partition (ZeRO's) cuts a tensor anywhere: into part of a row, whole rows, and part of another.
+    """
+    if start >= stop:
+        return []
+    if not shape:
+        return [((), ())]
+    row = prod(shape[1:])
+    first, last = start // row, (stop - 1) // row
+    if start % row == 0 and stop % row == 0:
+        return [((first, *(0,) * (len(shape) - 1)), (last - first + 1, *shape[1:]))]
+    if first == last:
+        below = boxes_of_range(shape[1:], start - first * row, stop - first * row)
+        return [((first, *offsets), (1, *sizes)) for offsets, sizes in below]
+    middle = (start + row - 1) // row * row
+    end = stop // row * row
+    found = boxes_of_range(shape, start, min(middle, stop)) if start < middle else []
+    if middle < end:
+        found += boxes_of_range(shape, middle, end)
+    if end < stop:
+        found += boxes_of_range(shape, max(end, middle), stop)
+    return found

@@ -52,11 +52,21 @@ def save_interrupted(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     layout = by_name(checkpoint.layout)
     if layout.commit is None or layout.commit not in context.view.unwritten or context.view.empty:
         return
-    if is_file(context.run) or is_export(context.run, checkpoint) or weights_only(context.run, checkpoint):
+    if is_file(context.run) or is_export(context.run, checkpoint):
+        return
+    missing = layout.usual(layout.commit)
+    if layout.unfinished:
+        yield Hit(
+            f"the save did not end: {missing}, which is written last, is missing",
+            detail=(layout.unfinished, *_progress(checkpoint, context), *_oldest(checkpoint, context)),
+            help=_fall_back(context),
+            impact=layout.need(layout.commit).missing,
+        )
+        return
+    if weights_only(context.run, checkpoint):
         return
     if not context.view.elsewhere and not checkpoint.has(*layout.order):
         return
-    missing = layout.usual(layout.commit)
     detail = [*_progress(checkpoint, context), *_oldest(checkpoint, context)]
     if layout.name == "hf-trainer":
         detail.insert(0, f"a resume would stop: no such file {missing}")
