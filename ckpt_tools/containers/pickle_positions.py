@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from struct import Struct, pack
 from typing import Any
 
-from ckpt_tools.containers.pickle_scan import _TENSOR
+from ckpt_tools.containers.pickle_scan import TENSOR
 from ckpt_tools.model.values import Value
 
 Keys = tuple[Any, ...]
@@ -127,7 +127,7 @@ class Positions:
                 position += _PUTS[op]
                 self._store(index, begin, position)
             elif op == 0x28:  # MARK
-                match = _TENSOR.match(data, begin) if data[position] == 0x28 else None
+                match = TENSOR.match(data, begin) if data[position] == 0x28 else None
                 if match is not None:
                     position = match.end()
                     put = match[match.lastindex or 0]

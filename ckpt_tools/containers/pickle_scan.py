@@ -25,7 +25,7 @@ _SIZES = rb"(?:\)|((?:" + _NUMBER + rb"){1,3}[\x85-\x87]|\((?:" + _NUMBER + rb")
 
 # MARK MARK 'storage' class key location numel TUPLE BINPERSID offset shape strides requires_grad OrderedDict () REDUCE
 # TUPLE REDUCE, with the memo's PUTs between them.
-_TENSOR = re.compile(
+TENSOR = re.compile(
     rb"\(\(" + _GET + _GET + rb"X(.)\x00\x00\x00([0-9]{1,19})" + _PUT + _GET
     + rb"(" + _NUMBER + rb")t" + _PUT + rb"Q(" + _NUMBER + rb")" + _SIZES + _SIZES
     + rb"(\x89)" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
@@ -52,7 +52,8 @@ class Memo(dict[int, Any]):
     def __init__(self, data: bytes, persistent: Callable[[Value], Value] | None, view: View | None) -> None:
         super().__init__()
         self.active = view is not None and persistent is not None
-        self._match = _TENSOR.match
+        self.left_out = 0  # numbers that a short cut passed over, and nobody asks for
+        self._match = TENSOR.match
         self._data = data
         self._persistent = persistent
         self._view = view

@@ -18,7 +18,7 @@ from ckpt_tools.edits.journal import Entry, Home
 from ckpt_tools.edits.outcome import Outcome, compare, files_of, why
 from ckpt_tools.edits.session import restore_directories, session
 from ckpt_tools.edits.steps import Steps
-from ckpt_tools.model.plan import AppendBytes, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile, origin
+from ckpt_tools.model.plan import AppendBytes, CutFile, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile, origin
 
 Prove = Callable[[], str | None]
 """Opens the files again and says what is not exactly as the plan meant it, None when all is."""
@@ -94,7 +94,7 @@ def _begin(home: Home, plan: Plan, directories: dict[str, int], command: str, no
             every = enumerate(steps.steps)
             own = [step for number, step in every if origin(steps.steps, number, step[0].path) == path]
             kinds = {type(step[0]) for step in own}
-            if kinds & {PatchBytes, AppendBytes, TruncateTo} and WriteFile not in kinds:
+            if kinds & {PatchBytes, AppendBytes, TruncateTo, CutFile} and WriteFile not in kinds:
                 digests[last] = steps.digest(path, own)
     draft = journal.first_draft(home, plan, command, now_ns)
     entry = Entry(draft, plan, files, directories, _new_directories(home, plan), digests)

@@ -1,7 +1,9 @@
-"""Taking edits back: the newest that is done, and those that never ended."""
+"""Taking edits back: the newest that is done, and those that never ended unless all of them was made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_tools.core.durable import Disk, LocalDisk, look, names
@@ -10,9 +12,12 @@ from ckpt_tools.edits import guards, journal
 from ckpt_tools.edits.guards import Saving
 from ckpt_tools.edits.journal import Edit, Entry, Home
 from ckpt_tools.edits.outcome import Outcome, Touched, compare, files_of, why
-from ckpt_tools.edits.session import session, set_time
+from ckpt_tools.edits.session import restore_directories, session, set_time
 from ckpt_tools.edits.steps import Steps
-from ckpt_tools.model.plan import AppendBytes, PatchBytes, Plan, TruncateTo, WriteFile, final
+from ckpt_tools.model.plan import STAGED, AppendBytes, CutFile, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile, final
+
+Judge = Callable[[Edit], str | None]
+"""Says what is wrong with the files of an edit that was made as a whole, None when nothing is."""
 
 
 def undo(home: Home, *, saving: Saving | None = None, dry_run: bool = False, disk: Disk | None = None) -> Outcome:
@@ -39,8 +44,15 @@ def undo(home: Home, *, saving: Saving | None = None, dry_run: bool = False, dis
         return _take_back(journal.load(edit), held)
 
 
-def recover(home: Home, *, disk: Disk | None = None) -> tuple[Outcome, ...]:
-    """Take back every edit that did not end, here and in the journals around that concern the same files.
+def recover(home: Home, *, disk: Disk | None = None, prove: Judge | None = None) -> tuple[Outcome, ...]:
+    """End every edit that did not, here and in the journals around that concern the same files.
+
+    One of which all changes are made is marked as done; any other, and one that was being taken back, is taken back.
+
+    Args:
+        home: whose edits.
+        disk: what changes are made through, for tests.
+        prove: says what is wrong with the files that a finished edit made, None when nothing is; it is taken back then.
 
     Raises:
         EditRefusedError: a file was changed by something else since; nothing of that edit was touched.
@@ -49,9 +61,26 @@ def recover(home: Home, *, disk: Disk | None = None) -> tuple[Outcome, ...]:
     done: list[Outcome] = []
     for edit in unfinished(home):
         with session(edit.home, edit.paths, disk) as (held, _):
-            again = [each for each in journal.pending(edit.home) if each.number == edit.number]
-            done += [_take_back(journal.load(each), held) for each in again]
+            for each in journal.pending(edit.home):
+                if each.number == edit.number:
+                    entry = journal.load(each)
+                    whole = all_made(entry) and (prove is None or prove(each) is None)
+                    done.append(_finish(entry, held) if whole else _take_back(entry, held))
     return tuple(done)
+
+
+def all_made(entry: Entry) -> bool:
+    """Return whether an edit that did not end lacks nothing but its mark: every step was made and synced, and is there.
+
+    Bytes that are read without their step being noted do not count: after a failed sync they may be in memory alone.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    steps = Steps(entry.edit.home.root, entry.plan, 0, LocalDisk())
+    if entry.edit.state != "pending" or entry.edit.progress < len(steps.steps):
+        return False
+    return steps.differs(entry.digests.items()) is None
 
 
 def unfinished(home: Home) -> list[Edit]:
@@ -83,6 +112,22 @@ def _age(edit: Edit) -> tuple[int, int]:
     return edit.time_ns, edit.number
 
 
+def _finish(entry: Entry, disk: Disk) -> Outcome:
+    """Mark an edit as done of which all changes are made."""
+    home = entry.edit.home
+    steps = Steps(home.root, entry.plan, entry.edit.number, disk)
+    _plain(entry)
+    try:
+        restore_directories(home, steps, entry, disk)
+        made = journal.advance(entry, disk, "done")
+    except OSError as error:
+        hint = "`ckpt repair --write` goes on with it once the cause is gone"
+        left = journal.current(entry).edit.pending
+        raise EditError(f"finishing the edit failed: {why(home, error)}", hint=hint, pending=left) from error
+    notes = ("all of the edit was made, and only its end was not noted: it is done now; `ckpt undo` takes it back",)
+    return Outcome(made.edit, (), 0, notes)
+
+
 def _take_back(entry: Entry, disk: Disk) -> Outcome:
     home, files = entry.edit.home, files_of(entry.plan)
     steps = Steps(home.root, entry.plan, entry.edit.number, disk)
@@ -94,12 +139,28 @@ def _take_back(entry: Entry, disk: Disk) -> Outcome:
         if finished:
             taken = journal.advance(taken, disk, "undoing", len(steps.steps))
         taken = rewind(taken, steps, disk)
+        _sweep(entry, disk)
     except (OSError, CkptError) as error:
         hint = "`ckpt undo` goes on with it once the cause is gone"
         raise EditError(f"taking the edit back failed: {why(home, error)}", hint=hint, pending=True) from error
     after = {path: look(home.at(path)) for path in files}
     notes = () if finished else ("the edit did not end, or was being taken back: it is undone now",)
     return Outcome(taken.edit, compare(before, after), _old_size(entry.plan), notes)
+
+
+def _sweep(entry: Entry, disk: Disk) -> None:
+    """Remove the new files that an edit had taken from where they waited: they are back there, and of no more use."""
+    home = entry.edit.home
+    waiting = f"{home.sidecar}/{STAGED}/"
+    for action in entry.plan.actions:
+        if isinstance(action, MoveFile) and action.path.startswith(waiting):
+            with suppress(OSError, CkptError):  # the next repair of the file removes it as well
+                if look(home.at(action.path)) is not None:
+                    disk.unlink(home.at(action.path))
+                parent = action.path.rpartition("/")[0]
+                while parent.startswith(waiting[:-1]) and look(home.at(parent)) and not names(home.at(parent)):
+                    disk.rmdir(home.at(parent))
+                    parent = parent.rpartition("/")[0]
 
 
 def _foretold(entry: Entry) -> Outcome:
@@ -117,6 +178,8 @@ def _foretold(entry: Entry) -> Outcome:
                         size = offset
                     case TruncateTo(_, shorter, cut):
                         size = shorter + len(cut)
+                    case CutFile(_, shorter, length, _):
+                        size = shorter + length
                     case WriteFile(_, _, old):
                         size = None if old is None else len(old)
         mtimes = (then.mtime_ns if then else None, entry.files.get(path))
@@ -142,9 +205,7 @@ def _times_now(entry: Entry, steps: Steps) -> dict[str, int]:
 
 def _unchanged(entry: Entry, steps: Steps) -> None:
     """Require that nothing but the edit explains what is there, and that nothing is written through a link."""
-    guards.require_plain(entry.edit.home, f"{entry.edit.home.sidecar}/journal")
-    for path in (*entry.plan.paths, *files_of(entry.plan).values(), *entry.made):
-        guards.require_plain(entry.edit.home, path.rpartition("/")[0])
+    _plain(entry)
     if entry.edit.state == "done":
         reason = steps.differs(entry.digests.items())
     else:
@@ -154,6 +215,12 @@ def _unchanged(entry: Entry, steps: Steps) -> None:
             f"{reason}: taking back {entry.edit.title!r} of {entry.edit.time} would mix two states",
             hint=f"the old bytes are in {entry.edit.home.sidecar}/journal/{entry.edit.name}",
         )
+
+
+def _plain(entry: Entry) -> None:
+    guards.require_plain(entry.edit.home, f"{entry.edit.home.sidecar}/journal")
+    for path in (*entry.plan.paths, *files_of(entry.plan).values(), *entry.made):
+        guards.require_plain(entry.edit.home, path.rpartition("/")[0])
 
 
 def rewind(entry: Entry, steps: Steps, disk: Disk) -> Entry:

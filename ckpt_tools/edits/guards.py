@@ -13,6 +13,7 @@ from ckpt_tools.edits.journal import Edit, Home, around, pending, within
 from ckpt_tools.model.plan import (
     Absent,
     AppendBytes,
+    CutFile,
     MoveFile,
     PatchBytes,
     Plan,
@@ -104,7 +105,7 @@ def _step(home: Home, steps: tuple[Step, ...], number: int, sized: set[str]) -> 
         raise EditRefusedError(f"{path}: is a {there.kind}, not a regular file; it is not written through")
     _may_write(home, home.at(path), path)
     _old_bytes(home, path, there, steps[number], first=path not in sized)
-    if isinstance(action, AppendBytes | TruncateTo):
+    if isinstance(action, AppendBytes | TruncateTo | CutFile):
         sized.add(path)
     if isinstance(action, WriteFile) or there.links > 1:
         _parent_writable(home, steps, number, path)
@@ -121,6 +122,8 @@ def _old_bytes(home: Home, path: str, there: Look, step: Step, *, first: bool) -
                     fits = there.size == offset or not first
                 case TruncateTo(_, size, old):
                     fits = (there.size == size + len(old) and source.read(size, len(old)) == old) or not first
+                case CutFile(_, size, length, _):
+                    fits = there.size == size + length or not first
                 case WriteFile(_, _, previous):
                     fits = (
                         previous is not None and there.size == len(previous) and source.read(0, there.size) == previous

@@ -14,7 +14,7 @@ from ckpt_tools.edits.journal import Home, home_of
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Run
 from ckpt_tools.model.findings import Fix
-from ckpt_tools.model.plan import Action, MoveFile, Plan
+from ckpt_tools.model.plan import STAGED, Action, MoveFile, Plan
 
 MAX_WHOLE = 1 << 26
 """Bytes of the largest file that a repair keeps in the journal as a whole."""
@@ -118,7 +118,7 @@ Planner = Callable[[Fix, Subject], Draft]
 
 def stage_name(home: Home, path: str) -> str:
     """Return where a new file waits until it takes its place."""
-    return f"{home.sidecar}/staged/{path}"
+    return f"{home.sidecar}/{STAGED}/{path}"
 
 
 def parents(disk: Disk, home: Home, path: str) -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 
+from ckpt_tools.core.durable import Disk
 from ckpt_tools.core.errors import CkptError, SourceError
 from ckpt_tools.core.listing import Kind
-from ckpt_tools.edits.repair_base import MAX_WHOLE, CannotRepairError, Draft, Subject
+from ckpt_tools.core.source import FileSource
+from ckpt_tools.edits.repair_base import MAX_WHOLE, CannotRepairError, Draft, Staged, Subject, stage_name
 from ckpt_tools.layouts.match import beside, group, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Role
 from ckpt_tools.model.findings import Fix
-from ckpt_tools.model.plan import Action, MoveFile, TruncateTo, WriteFile
+from ckpt_tools.model.plan import Action, CutFile, MoveFile, TruncateTo, WriteFile
 from ckpt_tools.model.tensors import TensorRef
 
 INVARIANT = frozenset({Role.CONFIG, Role.GENERATION_CONFIG, Role.TOKENIZER, Role.TRAINING_ARGS, Role.ADAPTER_CONFIG})
 """What is the same in every checkpoint of one training."""
 
 _SIBLINGS = 16
+_COMPARED = 4
+_HEAD, _PIECE = 1 << 16, 1 << 22
 
 
 def set_aside(fix: Fix, subject: Subject) -> Draft:
@@ -44,23 +50,36 @@ def cut_trailing(fix: Fix, subject: Subject) -> Draft:
     if content is None or not content.readable or [p.kind for p in content.problems] != ["trailing-bytes"]:
         raise CannotRepairError(f"{part.path}: more is wrong with it than what follows the data")
     covered, size = int(content.facts["covered"]), content.size
-    if size - covered > MAX_WHOLE:
-        raise CannotRepairError(
-            f"{part.path}: {size - covered:,} bytes are too many to be kept in the journal",
-            f"`truncate -s {covered} {part.path}` cuts them off for good",
-        )
     with subject.opened().listing.open(part.path) as source:
-        tail = source.read(covered, size - covered)
-    said = "zeros" if not tail.strip(b"\0") else f"bytes, the first {tail[:8].hex(' ')}"
-    note = f"{part.path}: {size - covered:,} {said} after the {covered:,} that its header accounts for"
-    return Draft((TruncateTo(part.path, covered, tail),), notes=(note,))
+        first = source.read(covered, size - covered if size - covered <= MAX_WHOLE else min(_HEAD, size - covered))
+        length = size - covered
+        said = "bytes" if first.strip(b"\0") else "zeros" if len(first) == length else "bytes, zeros at first"
+    shown = f", the first {first[:8].hex(' ')}" if said == "bytes" else ""
+    note = f"{part.path}: {length:,} {said}{shown} after the {covered:,} that its header accounts for"
+    if length <= MAX_WHOLE:
+        return Draft((TruncateTo(part.path, covered, first),), notes=(note,))
+    origin, tail = subject.home.at(part.path), f"{part.path}.tail"
+    aside = replace(subject.aside(tail), path=stage_name(subject.home, tail))
+
+    def write(disk: Disk, target: str) -> None:
+        disk.create(target, b"", origin)
+        with FileSource(origin, part.path) as whole:
+            at = 0
+            for piece in whole.window(covered, length).chunks(_PIECE):
+                disk.write(target, at, bytes(piece))
+                at += len(piece)
+
+    notes = (note, f"they are kept as {aside.to}, too many for the journal")
+    actions = (aside, CutFile(part.path, covered, length, aside.to))
+    return Draft(actions, notes=notes, staged=(Staged(aside.path, length, write),))
 
 
 def copy_beside(fix: Fix, subject: Subject) -> Draft:
     """Plan to copy a file that is the same in every checkpoint of a run from one beside this one."""
     path = str(fix.params["name"])
     reasons = []
-    for name, other in siblings(subject):
+    named = fix.params.get("from") if fix.safe else None
+    for name, other in sorted(siblings(subject), key=lambda pair: pair[0] != named):
         if path not in other.listing.files:
             continue
         try:
@@ -76,6 +95,19 @@ def copy_beside(fix: Fix, subject: Subject) -> Draft:
         f"no checkpoint of the run has a {path} that fits{': ' + '; '.join(reasons) if reasons else ''}",
         "copy it from where the training began",
     )
+
+
+def siblings_disagree(subject: Subject, path: str) -> bool:
+    """Return whether a file is not the same in all other checkpoints of the run; of a few the bytes are compared."""
+    held = [(other, other.listing.files[path]) for _, other in siblings(subject) if path in other.listing.files]
+    if len({entry.size for _, entry in held}) > 1:
+        return True
+    found = set()
+    for other, entry in held[:_COMPARED]:
+        if entry.is_file and entry.size <= MAX_WHOLE:
+            with suppress(SourceError), other.listing.open(path) as source:
+                found.add(source.read(0, source.size))
+    return len(found) > 1
 
 
 def siblings(subject: Subject) -> Iterator[tuple[str, Checkpoint]]:
@@ -105,11 +137,16 @@ def _whole(other: Checkpoint, path: str) -> bytes:
     part = next((part for part in other.parts if part.path == path), None)
     if part is None or not part.stat.is_file:
         raise CannotRepairError("it is no file there")
-    content = View(other).content(part)
-    if content is None or not content.readable or content.problems or part.stat.size > MAX_WHOLE:
+    content = View(other).content(part) if part.containers else None
+    if part.containers and (content is None or not content.readable or content.problems):
         raise CannotRepairError("it is damaged there too")
+    if part.stat.size > MAX_WHOLE:
+        raise CannotRepairError(f"it has {part.stat.size:,} bytes, too many to be kept in the journal")
     with other.listing.open(path) as source:
-        return source.read(0, source.size)
+        data = source.read(0, source.size)
+    if not data.strip(b"\0"):
+        raise CannotRepairError("it is empty there, or nothing but zeros")
+    return data
 
 
 def _fitting(subject: Subject, other: Checkpoint, path: str) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from ckpt_tools.containers import reader
-from ckpt_tools.containers.base import Content
+from ckpt_tools.containers import pickle_stream, reader
+from ckpt_tools.containers.base import Content, FormatError
 from ckpt_tools.containers.safetensors import HEADER_LIMIT
 from ckpt_tools.core.durable import Disk
 from ckpt_tools.core.source import FileSource
 from ckpt_tools.edits.overlay import Edited
+from ckpt_tools.edits.proof import moved
 from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Staged, Subject, stage_name
 from ckpt_tools.edits.repair_index import index_actions
-from ckpt_tools.edits.repair_opcodes import pickle_of, with_texts
+from ckpt_tools.edits.repair_opcodes import known, pickle_of, with_texts
 from ckpt_tools.edits.zip_patch import edit_zip
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import Fix
@@ -26,6 +26,8 @@ _LEADING = re.compile(r"module\.")
 _ADAPTER = "base_model.model."
 _LORA = re.compile(r".*\.lora_(?:embedding_)?[AB](?:\..*)?\Z", re.DOTALL)
 _PIECE = 1 << 22
+_PROTOCOL = 5
+_SAVE = "load it, rename and save it with torch"
 
 
 def bare(name: str) -> str:
@@ -96,28 +98,87 @@ def _file(
 ) -> tuple[list[Action], list[Staged]]:
     if content.container == "safetensors":
         return _safetensors(subject, part, content, names)
+    texts = {**_modules(names), **names}
+    if content.container == "torch-legacy":
+        return _legacy(subject, part, content, names, texts)
     if content.container != "torch-zip":
         raise CannotRepairError(f"{part.path}: is {reader.describe(content.container)}, whose names are not edited")
     with subject.opened().listing.open(part.path) as source:
-        record, data = pickle_of(source, content, part.path)
-        modules = {_parent(old): _parent(new) for old, new in names.items() if _parent(old) != _parent(new)}
-        for old in list(modules):
-            above = old
-            while (above := _parent(above)) and bare(above) != above:
-                modules.setdefault(above, bare(above))
-        modules = {old: new for old, new in modules.items() if old and new}
-        new = with_texts(data, {**modules, **names})
-        actions = list(edit_zip(source, part.path, (), {record: new}))
+        record, data = pickle_of(source, content, part.path, newest=_PROTOCOL)
+        actions = list(edit_zip(source, part.path, (), {record: with_texts(data, texts)}))
         after = reader.read(Edited(source, actions), part.containers)
-    wanted = [names.get(name, name) for name in content.tensors]
-    same = [(ref.shape, ref.dtype, ref.chunks) for ref in content.tensors.values()]
-    if after.problems or list(after.tensors) != wanted or _forms(after) != same:
-        raise CannotRepairError(f"{part.path}: its names cannot be changed without changing something else")
+    if _differs(content, after, names, 0):
+        raise CannotRepairError(f"{part.path}: {_differs(content, after, names, 0)}", _SAVE)
     return actions, []
 
 
-def _forms(content: Content) -> list[tuple[Any, ...]]:
-    return [(ref.shape, ref.dtype, ref.chunks) for ref in content.tensors.values()]
+def _modules(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of modules that change with those of tensors: ``_metadata`` of a state dict is by module."""
+    modules = {_parent(old): _parent(new) for old, new in names.items() if _parent(old) != _parent(new)}
+    for old in list(modules):
+        above = old
+        while (above := _parent(above)) and bare(above) != above:
+            modules.setdefault(above, bare(above))
+    return {old: new for old, new in modules.items() if old and new}
+
+
+def _legacy(
+    subject: Subject, part: Part, content: Content, names: Mapping[str, str], texts: Mapping[str, str]
+) -> tuple[list[Action], list[Staged]]:
+    """Write a new file of the old format, in which all tensors lie behind the pickle with their names."""
+    with subject.opened().listing.open(part.path) as source:
+        begin = 0
+        try:
+            for _ in range(3):
+                begin += pickle_stream.read_growing(source, begin)[0]
+            length = pickle_stream.read_growing(source, begin)[0]
+        except FormatError as error:
+            raise CannotRepairError(f"{part.path}: {error.problem.message}") from None
+        head, data = source.read(0, begin), source.read(begin, length)
+    known(data, part.path, _PROTOCOL)
+    new = head + with_texts(data, texts)
+    shift = len(new) - begin - length
+    origin = subject.home.at(part.path)
+
+    def check(target: str) -> str | None:
+        with FileSource(target, part.path) as made:
+            after = reader.read(made, part.containers)
+        return _differs(content, after, names, shift)
+
+    write = _spliced(origin, part.path, new, begin + length)
+    place = stage_name(subject.home, part.path)
+    moves: list[Action] = [subject.aside(part.path), MoveFile(place, part.path)]
+    return moves, [Staged(place, part.stat.size + shift, write, check, "torch-legacy")]
+
+
+def _spliced(origin: str, path: str, head: bytes, rest: int) -> Callable[[Disk, str], None]:
+    """Return what writes ``head`` and the bytes of an old file from ``rest`` on into a new one."""
+
+    def write(disk: Disk, target: str) -> None:
+        disk.create(target, head, origin)
+        with FileSource(origin, path) as whole:
+            at = len(head)
+            for piece in whole.window(rest, whole.size - rest).chunks(_PIECE):
+                disk.write(target, at, bytes(piece))
+                at += len(piece)
+
+    return write
+
+
+def _differs(before: Content, after: Content, names: Mapping[str, str], shift: int) -> str | None:
+    """Return why a file is not the old one under other names, its tensors ``shift`` bytes further on."""
+    wanted = [names.get(name, name) for name in before.tensors]
+    same = [
+        (ref.shape, ref.dtype, [(moved(chunk.extent, shift), chunk.strides) for chunk in ref.chunks])
+        for ref in before.tensors.values()
+    ]
+    found = [
+        (ref.shape, ref.dtype, [(chunk.extent, chunk.strides) for chunk in ref.chunks])
+        for ref in after.tensors.values()
+    ]
+    if after.problems or list(after.tensors) != wanted or found != same:
+        return "its names cannot be changed without changing something else"
+    return None
 
 
 def _parent(name: str) -> str:
@@ -143,13 +204,7 @@ def _safetensors(
     size = part.stat.size - length + len(new)
     origin = subject.home.at(part.path)
 
-    def write(disk: Disk, target: str) -> None:
-        disk.create(target, len(new).to_bytes(8, "little") + new, origin)
-        with FileSource(origin, part.path) as whole:
-            at = 8 + len(new)
-            for piece in whole.window(8 + length, whole.size - 8 - length).chunks(_PIECE):
-                disk.write(target, at, bytes(piece))
-                at += len(piece)
+    write = _spliced(origin, part.path, len(new).to_bytes(8, "little") + new, 8 + length)
 
     def check(target: str) -> str | None:
         with FileSource(target, part.path) as made:

@@ -13,26 +13,37 @@ from ckpt_tools.edits.repair_base import MAX_WHOLE, CannotRepairError
 
 _GETS = frozenset(("BINGET", "LONG_BINGET", "GET"))
 _PUTS = frozenset(("BINPUT", "LONG_BINPUT", "PUT"))
+_TEXTS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"))
 _ARRAYS = frozenset(("numpy._core.multiarray _reconstruct", "numpy.core.multiarray _reconstruct"))
 
 
-def pickle_of(source: Source, content: Content, path: str) -> tuple[str, bytes]:
-    """Return the name of the record with the pickle of a torch zip, and its bytes."""
+def pickle_of(source: Source, content: Content, path: str, *, newest: int = 3) -> tuple[str, bytes]:
+    """Return the name of the record with the pickle of a torch zip, and its bytes; ``newest`` is a protocol."""
     name = f"{content.facts.get('root', '')}/data.pkl"
     record = next((record for record in reversed(content.records) if record.name == name), None)
     if record is None or record.extent.length > MAX_WHOLE:
         raise CannotRepairError(f"{path}: {name} was not found, or is too large")
     data = source.read(record.extent.offset, record.extent.length)
-    if data[:2] not in (b"\x80\x02", b"\x80\x03"):
-        raise CannotRepairError(f"{path}: its pickle is of a protocol that is not edited")
+    known(data, path, newest)
     return name, data
 
 
+def known(data: bytes, path: str, newest: int) -> None:
+    """Require that a pickle is of protocol 2 or later, up to ``newest``."""
+    if data[:1] != b"\x80" or not 2 <= data[1] <= newest:
+        raise CannotRepairError(
+            f"{path}: its pickle is of a protocol that is not edited", "load and save it with torch"
+        )
+
+
 def with_texts(data: bytes, texts: Mapping[str, str]) -> bytes:
-    """Return a pickle with other texts in the place of some; they are memoised as before."""
+    """Return a pickle with other texts in the place of some; they are memoised as before, and frames are left out."""
     made, at = bytearray(), 0
     for name, argument, start, end in _walk(data):
-        if name == "BINUNICODE" and argument in texts:
+        if name == "FRAME":  # says only how much a reader may fetch at once
+            made += data[at:start]
+            at = start + 9
+        elif name in _TEXTS and argument in texts:
             raw = texts[argument].encode("utf-8", "surrogatepass")
             made += data[at:start] + b"X" + len(raw).to_bytes(4, "little") + raw
             at = end

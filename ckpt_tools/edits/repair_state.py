@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import takewhile
 from typing import Any
 
-from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Subject
+from ckpt_tools.containers import reader
+from ckpt_tools.core.errors import CkptError
+from ckpt_tools.edits.repair_base import MAX_WHOLE, CannotRepairError, Draft, Subject
 from ckpt_tools.edits.repair_files import siblings
+from ckpt_tools.layouts.match import open_run, run_directory
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Checkpoint, Role
+from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import Fix
 from ckpt_tools.model.plan import Action, WriteFile
 from ckpt_tools.model.values import Value, as_mapping
 
 NAME = "trainer_state.json"
+_AWAY = "fall back to an older checkpoint"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -69,24 +76,45 @@ def _skip(text: str, at: int) -> int:
 
 
 def restore(fix: Fix, subject: Subject) -> Draft:
-    """Plan to write a lost state again from the history that a later checkpoint carries."""
+    """Plan to write a lost state again from the history that a later checkpoint, or the run at its end, carries."""
     step = subject.checkpoint.step if subject.checkpoint is not None else None
     if step is None:
         raise CannotRepairError("the directory's name tells no step")
     _agree(subject.opened(), step)
-    later = [(each.step, name, each) for name, each in siblings(subject) if (each.step or 0) > step]
-    for _, name, other in sorted(later, key=lambda found: found[0] or 0):
-        state = as_mapping(View(other).mapping(Role.TRAINER_STATE))
-        if state is None or not isinstance(state.get("log_history"), list):
-            continue
-        made, notes = _at(dict(state), step, subject, other)
-        text = json.dumps(made, indent=2, sort_keys=True) + "\n"
-        actions: list[Action] = [subject.aside(NAME)] if NAME in subject.files else []
-        actions.append(WriteFile(NAME, text.encode(), None))
-        return Draft(tuple(actions), notes=(f"from the state of {name}, as it was at step {step:,}", *notes))
+    for name, state in _later(subject, step):
+        if isinstance(state.get("log_history"), list):
+            made, notes = _at(dict(state), step, name)
+            text = json.dumps(made, indent=2, sort_keys=True) + "\n"
+            actions: list[Action] = [subject.aside(NAME)] if NAME in subject.files else []
+            actions.append(WriteFile(NAME, text.encode(), None))
+            return Draft(tuple(actions), notes=(f"from the state of {name}, as it was at step {step:,}", *notes))
+    earlier = [(other.step or 0, name) for name, other in siblings(subject) if (other.step or 0) < step]
+    if not earlier:
+        raise CannotRepairError("no later checkpoint of the run has a state to take it from", _AWAY)
+    last, name = max(earlier)
     raise CannotRepairError(
-        "no later checkpoint of the run has a state to take it from", "fall back to an older checkpoint"
+        f"no later checkpoint of the run carries the history up to step {step:,}; an earlier one ends at {last:,}, and"
+        " what was logged and counted after it is nowhere else",
+        f"resume from {name}, or use this one for inference only",
     )
+
+
+def _later(subject: Subject, step: int) -> Iterator[tuple[str, Mapping[Any, Value]]]:
+    """Yield the states of later steps by where they are, the nearest first, and that which the run left at its end."""
+    later = [(each.step or 0, name, each) for name, each in siblings(subject) if (each.step or 0) > step]
+    for _, name, other in sorted(later, key=lambda found: found[:2]):
+        state = as_mapping(View(other).mapping(Role.TRAINER_STATE))
+        if state is not None:
+            yield name, state
+    with suppress(CkptError):
+        run = open_run(run_directory(subject.run)) if subject.run.single else subject.run
+        for part in run.parts:
+            if part.role is Role.TRAINER_STATE and part.stat.is_file and part.stat.size <= MAX_WHOLE:
+                with run.listing.open(part.path) as source:
+                    state = as_mapping(reader.read(source, part.containers).value)
+                last = (state or {}).get("global_step")
+                if state is not None and isinstance(last, int) and last >= step:
+                    yield "the run itself", state
 
 
 def _agree(view: View, step: int) -> None:
@@ -95,25 +123,27 @@ def _agree(view: View, step: int) -> None:
         if not view.checkpoint.has(role) and view.elsewhere is None:
             raise CannotRepairError(
                 f"the save also lacks {role.value}, so that a state alone does not make it whole",
-                "fall back to an older checkpoint",
+                _AWAY,
             )
     if not view.checkpoint.has(Role.WEIGHTS, Role.ADAPTER):
-        raise CannotRepairError("the save has no weights", "fall back to an older checkpoint")
+        raise CannotRepairError("the save has no weights", _AWAY)
     for part in view.checkpoint.parts:
         content = view.content(part) if part.role in (Role.OPTIMIZER, Role.SCHEDULER, Role.WEIGHTS, Role.RNG) else None
         if content is not None and (not content.readable or content.problems):
-            raise CannotRepairError(f"{part.path} is damaged as well", "fall back to an older checkpoint")
+            raise CannotRepairError(f"{part.path} is damaged as well", _AWAY)
     epoch = (view.scheduler or {}).get("last_epoch")
     if "lr_lambdas" in (view.scheduler or {}) and epoch != step:
         raise CannotRepairError(f"the schedule is of step {epoch}, the directory is named for step {step:,}")
 
 
-def _at(state: dict[Any, Value], step: int, subject: Subject, other: Checkpoint) -> tuple[dict[Any, Value], list[str]]:
+def _at(state: dict[Any, Value], step: int, name: str) -> tuple[dict[Any, Value], list[str]]:
     """Return a later state as it was at ``step``, and what of it could only be estimated."""
     last, notes = state.get("global_step"), []
     if not isinstance(last, int) or last < step:
-        raise CannotRepairError(f"the state of {other.path} says step {last}")
-    history = [entry for entry in state["log_history"] if isinstance(entry, dict)]
+        raise CannotRepairError(f"the state of {name} says step {last}")
+    entries = [entry for entry in state["log_history"] if isinstance(entry, dict)]
+    # The summary of a training is logged at its end, after the last save; so is what follows it.
+    history = list(takewhile(lambda entry: "train_runtime" not in entry, entries))
     kept = [entry for entry in history if isinstance(entry.get("step"), int) and entry["step"] <= step]
     epochs = {entry["step"]: entry["epoch"] for entry in kept if "epoch" in entry}
     if step in epochs:

@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from ckpt_tools.core.durable import look
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Subject
 from ckpt_tools.edits.values import Setting, number_of, plan_values
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import Fix
+from ckpt_tools.model.plan import MoveFile
 from ckpt_tools.model.values import as_mapping
 
-_WAY_OUT = "`ckpt set-step CKPT N` sets every counter to a step of your choice"
+_WAY_OUT = "`ckpt set-step CKPT N` sets every counter to a step of your choice, with --rename the name as well"
+_NUMBER = re.compile(r"\d+(?!.*\d)")
+
+
+def fix_of(subject: Subject) -> Fix:
+    """Return what the counters speak for: another name for the directory, or another number in one file."""
+    if subject.checkpoint is not None and (step := _misnamed(subject.opened())) is not None:
+        params = {"path": subject.checkpoint.path, "step": step}
+        return Fix(f"name the directory for step {step:,}, which its files agree on", False, "name-for-step", params)
+    return Fix("set the counter that disagrees to the step of the others", False, "align-step")
+
+
+def _misnamed(view: View) -> int | None:
+    """Return the step that all files agree on, two or more of them, where the directory is named for another."""
+    found, named = _counts(view), view.checkpoint.step
+    if view.checkpoint.is_file or named is None or len(found) < 2 or len(set(found.values())) > 1:
+        return None
+    (step,) = set(found.values())
+    return step if step != named and Role.TRAINER_STATE in found else None
+
+
+def rename(fix: Fix, subject: Subject) -> Draft:
+    """Plan to name a directory of a run for the step of its files."""
+    path, step = str(fix.params["path"]), int(fix.params["step"])
+    if path == ".":
+        place = shlex.quote(subject.run.root)
+        raise CannotRepairError(
+            "a directory is renamed as a part of its run", f"`ckpt set-step {place} {step} --rename`, or repair the run"
+        )
+    folder, _, name = path.rpartition("/")
+    new = "/".join(filter(None, (folder, _NUMBER.sub(str(step), name))))
+    if new in subject.run.listing.files or look(os.path.join(subject.run.root, new)) is not None:
+        raise CannotRepairError(f"{new} exists", "two directories say that they are of one step: look at both")
+    return Draft((MoveFile(path, new),), notes=("the counters in its files stay as they are",))
 
 
 def align(fix: Fix, subject: Subject) -> Draft:

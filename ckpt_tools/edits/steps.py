@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_tools.core.durable import Disk, Look, look
 from ckpt_tools.core.errors import EditRefusedError
-from ckpt_tools.core.source import FileSource
+from ckpt_tools.core.source import FileSource, Source
 from ckpt_tools.model.plan import (
     AppendBytes,
+    CutFile,
     MoveFile,
     PatchBytes,
     Plan,
@@ -24,6 +25,8 @@ from ckpt_tools.model.plan import (
     final,
     inside,
 )
+
+_PIECE = 1 << 22
 
 
 class Steps:
@@ -57,7 +60,7 @@ class Steps:
                 self._own(number, path)
                 self.disk.write(self.at(path), offset, data)
                 self.disk.sync(self.at(path))
-            case TruncateTo(_, size, _):
+            case TruncateTo(_, size, _) | CutFile(_, size, _, _):
                 self._own(number, path)
                 self.disk.truncate(self.at(path), size)
                 self.disk.sync(self.at(path))
@@ -95,6 +98,8 @@ class Steps:
                     self._own(number, path)
                     self.disk.write(place, size, old)
                 self.disk.sync(place)
+            case CutFile(_, size, _, kept):
+                self._grow_back(number, path, size, kept)
             case WriteFile(_, _, old):
                 self._write_back(number, path, old)
             case MoveFile(_, to):
@@ -130,6 +135,11 @@ class Steps:
             case AppendBytes(_, offset, _):
                 return f"{path}: became shorter since" if there.size < offset else None
             case TruncateTo(_, size, _):
+                return f"{path}: became shorter since" if there.size < size else None
+            case CutFile(_, size, length, kept):
+                tail = look(self.at(kept))
+                if tail is None or not tail.is_file or tail.size != length:
+                    return f"{kept}: is gone, or is not the {length:,} bytes that were cut off any more"
                 return f"{path}: became shorter since" if there.size < size else None
         for patch, found in self._found(path, step):
             if len(found) != len(patch.old) or any(
@@ -170,6 +180,9 @@ class Steps:
                             reason = f"{path}: its last {len(data):,} bytes changed since"
                     case TruncateTo(_, size, _):
                         sizes[path] = size
+                    case CutFile(_, size, length, kept):
+                        sizes[path] = size
+                        sizes[final(self.steps, number, kept)] = length
                     case WriteFile(_, new, _):
                         if not self._holds(path, there, [new]):
                             reason = f"{path}: changed since"
@@ -198,7 +211,7 @@ class Steps:
                         data[offset : offset + len(new)] = new
                     case AppendBytes(_, offset, more):
                         data[offset:] = more
-                    case TruncateTo(_, size, _):
+                    case TruncateTo(_, size, _) | CutFile(_, size, _, _):
                         del data[size:]
         return hashlib.sha256(data).hexdigest()
 
@@ -248,6 +261,24 @@ class Steps:
                 if isinstance(patch, PatchBytes):
                     self.disk.write(self.at(path), patch.offset, patch.old)
         self.disk.sync(self.at(path))
+
+    def _grow_back(self, number: int, path: str, size: int, kept: str) -> None:
+        with FileSource(self.at(kept), kept) as tail:
+            if self._file(path).links > 1 and self._ends_with(path, size, tail):
+                return
+            self._own(number, path)
+            at = size
+            for piece in tail.chunks(_PIECE):
+                self.disk.write(self.at(path), at, bytes(piece))
+                at += len(piece)
+        self.disk.sync(self.at(path))
+
+    def _ends_with(self, path: str, size: int, tail: Source) -> bool:
+        with FileSource(self.at(path), path) as whole:
+            return whole.size == size + tail.size and all(
+                whole.read(size + at, len(piece)) == piece
+                for at, piece in zip(range(0, tail.size, _PIECE), tail.chunks(_PIECE), strict=True)
+            )
 
     def _write_back(self, number: int, path: str, old: bytes | None) -> None:
         there = look(self.at(path))

@@ -65,6 +65,36 @@ def edit_zip(
     return tuple(actions)
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A record and the places ``(where, offset, checksum)`` of its checksum; ``where`` is ``header``, ``descriptor`` or
+    ``directory``."""
+
+    name: str
+    start: int
+    size: int
+    method: int
+    places: tuple[tuple[str, int, int], ...]
+
+
+def checked_records(source: Source, path: str) -> Iterator[Checked]:
+    """Yield the records of a zip with everything that is said of their checksums.
+
+    Raises:
+        EditRefusedError: the zip is damaged.
+        SourceError: the file could not be read.
+    """
+    for member in _Zip(source, path).members:
+        entry = member.entry
+        behind = entry.start + entry.packed
+        places = [("header", entry.header + 14)]
+        if entry.flags & _FOLLOWED and source.read(behind, 4) == _DESCRIPTOR:
+            places.append(("descriptor", behind + 4))
+        stored = [(where, at, int.from_bytes(source.read(at, 4), "little")) for where, at in places]
+        stored.append(("directory", member.line + 16, entry.crc32))
+        yield Checked(entry.name, entry.start, entry.packed, entry.method, tuple(stored))
+
+
 class _Zip:
     def __init__(self, source: Source, path: str) -> None:
         self.source = source

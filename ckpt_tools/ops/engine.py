@@ -16,6 +16,7 @@ from ckpt_tools.rules.base import Context, Hit, Rule, Settings
 
 NO_CHECKSUM = "a changed value that stays plausible is seen only against a manifest"
 NOT_READ = "tensor bytes were not read (structure only)"
+_UNJUDGED: Mapping[str, Mapping[Purpose, Verdict]] = {}
 ELSEWHERE = "the {} files inside are not read by this version"
 
 
@@ -44,23 +45,29 @@ def check(
     for rule in CATALOGUE:
         if rule.subject is not Run and selection.wants(rule) and (rule.depth != "deep" or view.data is not None):
             findings += _apply(rule, checkpoint, context)
-    findings += _crashes(context, checkpoint.place)
+    findings += _crashes(context, _unread(view, frozenset(), checkpoint.place), checkpoint.place)
     return _settle(findings)
 
 
 def check_run(
-    run: Run, views: Mapping[str, View], settings: Settings, selection: Selection = Selection()
+    run: Run,
+    views: Mapping[str, View],
+    settings: Settings,
+    selection: Selection = Selection(),
+    judged: Mapping[str, Mapping[Purpose, Verdict]] = _UNJUDGED,
 ) -> list[Finding]:
-    """Return what the rules about whole runs find."""
+    """Return what the rules about whole runs find; readers that failed before were told with their checkpoint."""
     first = next(iter(views.values()), None)
     if first is None:
         return []
-    context = Context(run, settings, first, views)
+    context = Context(run, settings, first, views, judged=judged)
+    told = {name: frozenset(view.crashes) for name, view in views.items()}
     findings: list[Finding] = []
     for rule in CATALOGUE:
         if rule.subject is Run and selection.wants(rule) and (rule.depth != "deep" or first.data is not None):
             findings += [_finding(rule, hit, hit.path or ".") for hit in _guarded(rule, run, context)]
-    return findings + _crashes(context, lambda path: path or ".")
+    unread = [hit for name, view in views.items() for hit in _unread(view, told[name], view.checkpoint.place)]
+    return findings + _crashes(context, unread, lambda path: path or ".")
 
 
 def _apply(rule: Rule, checkpoint: Checkpoint, context: Context) -> Iterator[Finding]:
@@ -87,11 +94,17 @@ def _guarded(rule: Rule, subject: object, context: Context) -> list[Hit]:
         return []
 
 
-def _crashes(context: Context, place: Callable[[str], str]) -> list[Finding]:
+def _unread(view: View, told: frozenset[str], place: Callable[[str], str]) -> list[Hit]:
+    """Return a hit, placed in the run, for every reader of ours that failed on a file that is not in ``told``."""
+    failed = ((path, error) for path, error in view.crashes.items() if path not in told)
+    return [Hit(f"reading it failed: {_told(error)}", place(path)) for path, error in failed]
+
+
+def _crashes(context: Context, unread: Iterable[Hit], place: Callable[[str], str]) -> list[Finding]:
     """Return a finding for every rule and every reader of ours that failed."""
     rule = next(rule for rule in CATALOGUE if rule.name == "rule-crashed")
-    unread = [Hit(f"reading it failed: {_told(error)}", path) for path, error in context.view.crashes.items()]
-    return [_finding(rule, hit, place(hit.path)) for hit in (*unread, *context.crashes)]
+    found = [_finding(rule, hit, hit.path) for hit in unread]
+    return found + [_finding(rule, hit, place(hit.path)) for hit in context.crashes]
 
 
 def _told(error: Exception) -> str:
@@ -150,7 +163,8 @@ def skipped(view: View) -> tuple[Skipped, ...]:
     """Return what no rule looked at in this checkpoint, with the reason."""
     left_out = [Skipped("CK4", NOT_READ)] if view.data is None else list(_not_compared(view, view.data))
     left_out += sealed_skips(view)
-    if view.elsewhere:
+    left_out += (Skipped(*each) for assembly in view.assemblies for each in assembly.left_out)
+    if view.elsewhere and not view.assemblies:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
     return tuple(left_out)
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ckpt_tools.edits import repairs
+from ckpt_tools.edits import repair_crc, repairs
 from ckpt_tools.edits.repair_base import Subject
+from ckpt_tools.layouts import tracking
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
@@ -56,10 +57,17 @@ class Found:
 
 
 def look_at(run: Run, checkpoint: Checkpoint, settings: Settings) -> Found:
+    """Look at a checkpoint as ``verify`` does, and at every byte of sealed files with contradicting checksums."""
     view = View(checkpoint)
     sealed.attach(run, view)
+    subject = Subject(run, checkpoint, view)
+    doubtful = [part.path for part in checkpoint.parts if repair_crc.doubtful(subject, part.path)]
+    if doubtful:
+        from ckpt_tools.ops import deep
+
+        view.data = deep.read(view, deep.Wants(digests=True), paths=doubtful)
     sealed.hold(view)
-    return Found(Subject(run, checkpoint, view), engine.check(run, checkpoint, view, settings))
+    return Found(subject, engine.check(run, checkpoint, view, settings))
 
 
 def look_again(path: str, name: str, settings: Settings) -> Found | None:
@@ -73,8 +81,12 @@ def fixes_of_run(path: str, settings: Settings) -> list[tuple[Subject, Finding, 
     """Return the fixes of what was found about a run as a whole, each with what it is a fix of."""
     run = open_run(path)
     views = {checkpoint.path: View(checkpoint) for checkpoint in run.checkpoints}
+    judged = {}
+    if any(True for _ in tracking.of_run(run)):  # whether one of them is good decides what a tracker should name
+        looked = ((each.path, look_at(run, each, settings).findings) for each in run.checkpoints)
+        judged = {name: engine.verdicts(findings)[0] for name, findings in looked}
     found = []
-    for finding in engine.check_run(run, views, settings):
+    for finding in engine.check_run(run, views, settings, judged=judged):
         subject, own = Subject(run, None, None), finding
         for checkpoint in run.checkpoints:
             inner = checkpoint.place("trainer_state.json")
@@ -89,7 +101,7 @@ def fixes_of_run(path: str, settings: Settings) -> list[tuple[Subject, Finding, 
 
 
 def key_of(finding: Finding, fix: Fix) -> str:
-    if fix.kind in ("strip-prefixes", "rebuild-index", "restore-state", "align-step"):
+    if fix.kind in ("strip-prefixes", "rebuild-index", "restore-state", "align-step", "name-for-step"):
         return f"{fix.kind} {fix.params.get('index') or fix.params.get('path')}"
     return f"{fix.kind} {sorted(fix.params.items(), key=str)!r} {finding.path}"
 

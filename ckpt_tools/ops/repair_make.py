@@ -9,20 +9,23 @@ from dataclasses import replace
 
 from ckpt_tools.core.durable import LocalDisk, look
 from ckpt_tools.core.errors import CkptError, EditError, EditRefusedError, SourceError
-from ckpt_tools.edits import back, guards, repairs
+from ckpt_tools.core.space import free_bytes
+from ckpt_tools.edits import back, guards, journal, repairs
 from ckpt_tools.edits.apply import apply
-from ckpt_tools.edits.journal import Home, home_of
+from ckpt_tools.edits.journal import Edit, Home, home_of
 from ckpt_tools.edits.outcome import Outcome
 from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Staged, Subject, parents
 from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.view import View
 from ckpt_tools.model.findings import Finding, Fix, Severity
-from ckpt_tools.model.plan import MoveFile
+from ckpt_tools.model.plan import MoveFile, inside
+from ckpt_tools.ops import engine, reseal
 from ckpt_tools.ops import load as loading
-from ckpt_tools.ops import reseal
 from ckpt_tools.ops.repair_look import Found, Session, key_of, look_again
 from ckpt_tools.ops.undo import file_change
 from ckpt_tools.reports.edit import Change
 from ckpt_tools.reports.repair import DONE, REFUSED, UNSAFE, WAITING, Repair
+from ckpt_tools.rules.base import Settings
 
 MOST = 64
 """Fixes that are made in one checkpoint before something must be wrong."""
@@ -32,12 +35,14 @@ _FOLLOWED = frozenset(
 )
 """Kinds of fixes that the manifest of a sealed checkpoint follows."""
 
+_DAMAGE = engine.Selection(("CK2",))
+
 SEALED = "CK41"
 """Codes that tell a change since sealing, which every repair is."""
 
 
 def finish_pending(session: Session) -> None:
-    """Take back what earlier edits left half done, in the run and in its checkpoints."""
+    """End what earlier edits left half done, in the run and in its checkpoints: done if all was made, else undone."""
     homes = [home_of(session.path)]
     with suppress(CkptError):
         run = open_run(session.path)
@@ -50,15 +55,30 @@ def finish_pending(session: Session) -> None:
                 continue
             done.add(key)
             place = os.path.relpath(edit.home.root, os.path.realpath(session.path))
+            whole = back.all_made(journal.load(edit)) and _unreadable(edit) is None
             made = Repair(
                 place, "CK005", f"{edit.home.sidecar}/journal/{edit.name}", f"an edit that did not end: {edit.title}",
-                "take it back as a whole", True, "finish-edit", WAITING, writes=edit.paths,
+                "note that it is done: all of it was made" if whole else "take it back as a whole", True, "finish-edit",
+                WAITING, writes=() if whole else edit.paths,
             )  # fmt: skip
             if session.write:
-                outcomes = back.recover(edit.home)
+                outcomes = back.recover(edit.home, prove=_unreadable)
                 session.files += [file_change(touched) for each in outcomes for touched in each.files]
-                made = replace(made, state=DONE)
+                made = replace(made, state=DONE, notes=tuple(note for each in outcomes for note in each.notes))
             session.repairs.append(made)
+
+
+def _unreadable(edit: Edit) -> str | None:
+    """Return the damage that a file has which an edit changed, None when all of them can be read."""
+    with suppress(CkptError):
+        run = open_run(edit.home.root)
+        for checkpoint in run.checkpoints:
+            view = View(checkpoint)
+            for finding in engine.check(run, checkpoint, view, Settings(0, 0), _DAMAGE):
+                own = os.path.normpath(finding.path)
+                if finding.severity >= Severity.ERROR and any(inside(own, path) for path in edit.paths):
+                    return f"{finding.path}: {finding.message}"
+    return None
 
 
 def preview(session: Session, found: Found) -> Iterator[Repair]:
@@ -68,6 +88,7 @@ def preview(session: Session, found: Found) -> Iterator[Repair]:
 
 def planned(session: Session, subject: Subject, finding: Finding, fix: Fix) -> Repair:
     """Return a fix as it would be made, or why it cannot."""
+    subject = _owner(fix, subject)
     try:
         draft = repairs.plan(fix, subject)
         plan = draft.plan(fix.title, subject.files)
@@ -78,6 +99,11 @@ def planned(session: Session, subject: Subject, finding: Finding, fix: Fix) -> R
     except (EditRefusedError, SourceError) as error:
         return _row(subject, finding, fix, REFUSED, str(error))
     return _row(subject, finding, fix, WAITING if fix.safe or session.unsafe else UNSAFE, None, draft)
+
+
+def _owner(fix: Fix, subject: Subject) -> Subject:
+    """Return what a fix is an edit of: the name of a checkpoint is its run's."""
+    return Subject(subject.run, None, None) if fix.kind == "name-for-step" else subject
 
 
 def _because(error: CannotRepairError) -> str:
@@ -126,6 +152,7 @@ def make(session: Session, subject: Subject, finding: Finding, fix: Fix, before:
     if not fix.safe and not session.unsafe:
         session.repairs.append(planned(session, subject, finding, fix))
         return
+    subject = _owner(fix, subject)
     name = subject.checkpoint.path if subject.checkpoint is not None else None
     try:
         draft = _with_manifest(subject, fix, repairs.plan(fix, subject))
@@ -177,8 +204,13 @@ def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
     place = home.at(staged.path)
     try:
         parents(disk, home, staged.path)
-        if look(place) is not None:  # left by an attempt that was killed, or by a repair that was taken back
+        if look(place) is not None:  # left by an attempt that was killed
             disk.unlink(place)
+        free = free_bytes(home.root)
+        if free is not None and free < staged.size + guards.SPARE:
+            raise CannotRepairError(
+                f"too little space: {staged.size + guards.SPARE:,} bytes are needed, {free:,} are free"
+            )
         staged.write(disk, place)
         disk.sync(place)
         reason = staged.check(place) or _loaded(staged, place)

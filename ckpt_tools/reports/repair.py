@@ -139,7 +139,8 @@ def _repair(repair: Repair) -> Iterator[Block]:
         lines.append(f"    {repair.reason}")
     lines += [f"    {old} -> {new}" for old, new in repair.moves]
     if repair.writes:
-        lines.append(f"    writes {', '.join(repair.writes)} ({human_bytes(repair.bytes_written)})")
+        size = f" ({human_bytes(repair.bytes_written)})" if repair.bytes_written else ""
+        lines.append(f"    {'writes' if size else 'changes'} {', '.join(repair.writes)}{size}")
     lines += [f"    {change.path}: {change.key}: {change.old!r} -> {change.new!r}" for change in repair.changes]
     lines += [f"    {note}" for note in repair.notes]
     yield Text(tuple(lines), "bad" if repair.state == REFUSED else "plain")

@@ -65,13 +65,14 @@ def _spot(name: str, index: int | None, summary: TensorSummary) -> str:
 
 @rule("CK401", "record-checksum-mismatch", Severity.ERROR, Checkpoint, impact=None, depth="deep")
 def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The bytes of a record do not give the CRC32 that was stored when it was written (`--deep`).
+    """The bytes of a record do not give the checksum that was stored when it was written (`--deep`).
 
     **Why it matters.** The file changed after it was saved: a failing disk or memory, an interrupted copy, a lost page.
-    `torch.load` does not look at checksums and loads wrong values in silence.
+    `torch.load` does not look at checksums and loads wrong values in silence; TensorFlow and Orbax stop.
 
     **How to repair.** If this is a copy, copy the file again. Otherwise fall back to an older checkpoint
-    (`ckpt latest RUN`); only the tensors that are named are affected.
+    (`ckpt latest RUN`); only the tensors that are named are affected. Where a manifest proves that the checksum alone
+    is damaged, `ckpt repair --write` writes it again.
 
     **Known exceptions.** Archives written without checksums (`set_crc32_options(False)`: all are 0, or every record
     differs, even those that are always the same) are unprotected, not damaged: CK409. Compressed records are not
@@ -87,7 +88,7 @@ def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterat
                 f"the checksum of record {record.name} does not fit its bytes",
                 file.path,
                 Spot(record=record.name, tensor=next(iter(record.tensors), None), offset=record.offset),
-                tuple(_mismatch(record)),
+                tuple(_mismatch(record, file.protection)),
                 severity=Severity.WARNING if impact.harmless else None,
                 impact=impact,
             )
@@ -99,13 +100,16 @@ def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterat
             yield Hit(message, file.path, detail=tuple(filter(None, detail)), severity=severity, impact=impact)
 
 
-def _mismatch(record: RecordSummary) -> Iterator[str]:
+def _mismatch(record: RecordSummary, protection: str) -> Iterator[str]:
     yield f"{record.length:,} bytes at byte {record.offset:,}: stored {record.stored:08x}, found {record.computed:08x}"
     if record.tensors:
         yield f"it holds {_listed(record.tensors)}"
     if record.zero_pages:
         yield f"{record.zero_pages:,} pages of 4,096 bytes in it are all zero: pages that never reached the disk?"
-    yield "torch.load does not compare checksums, and would load it as it is"
+    if protection == "crc32c":
+        yield "TensorFlow and tensorstore compare it too, and stop"
+    else:
+        yield "torch.load does not compare checksums, and would load it as it is"
 
 
 def _never_stored(file: FileSummary) -> bool:

@@ -56,8 +56,9 @@ def pending_journal(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **Why it matters.** Some of its files may have the new values and some the old ones. The journal knows both, so
     nothing is lost; other edits refuse until it is settled.
 
-    **How to repair.** `ckpt undo CHECKPOINT` or `ckpt repair --write CHECKPOINT` rolls it
-    back.
+    **How to repair.** `ckpt undo CHECKPOINT` takes it back. `ckpt repair --write CHECKPOINT` notes that it is done
+    where every change of it was made and lies on the disk, and only the mark of its end is missing; otherwise it takes
+    it back too. The result is the old state or the new one, never a mixture.
     """
     for edit in context.view.pending:
         advice = "`ckpt undo` takes it back, `ckpt repair --write` settles it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
@@ -148,8 +150,8 @@ def step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     twice or left out. If only the directory was renamed a resume works, but the newest checkpoint and those to be
     deleted are chosen by name.
 
-    **How to repair.** If the other files agree with `global_step`, rename the directory; if they agree with the name,
-    copy `trainer_state.json` again.
+    **How to repair.** If the other files agree with `global_step`, `ckpt set-step CKPT N --rename` names the directory
+    for it, as does `ckpt repair --write --unsafe RUN`; if they agree with the name, copy `trainer_state.json` again.
 
     **Known exceptions.** A renamed directory, of which optimizer or schedule agree with the state, is a warning.
     """
@@ -164,9 +166,15 @@ def step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         _path(context.view, Role.TRAINER_STATE),
         Spot(key="global_step"),
         (_said(steps),) if steps is not None else (),
+        help=_renaming(checkpoint, context, stated) if renamed else None,
         severity=Severity.WARNING if renamed else None,
         impact=HARMLESS if renamed else None,
     )
+
+
+def _renaming(checkpoint: Checkpoint, context: Context, step: int) -> str:
+    place = context.run.root if checkpoint.path == "." else os.path.join(context.run.root, checkpoint.path)
+    return f"`ckpt set-step {shlex.quote(place)} {step} --rename` names it for its step"
 
 
 @rule("CK502", "scheduler-step-mismatch", Severity.WARNING, Checkpoint, impact=DEGRADES_RESUME)

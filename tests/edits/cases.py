@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ckpt_tools.core.listing import SIDECAR, scan
-from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile
+from ckpt_tools.model.plan import Action, AppendBytes, CutFile, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile
 
 DAY = 86_400 * 10**9
 SOME = bytes(range(256)) * 12
@@ -20,7 +20,7 @@ def make(root: Path) -> Path:
     (root / "scheduler.pt").write_bytes(SOME[::-1][:1500])
     (root / "state.json").write_bytes(b'{"step": 1}' + b" " * 700)
     (root / "more" / "rng.pt").write_bytes(b"rng" * 300)
-    (root / "more" / "deep" / "x").write_bytes(b"x")
+    (root / "more" / "deep" / "x").write_bytes(SOME[::-1][700:1500])
     for number, path in enumerate(sorted([root, *root.rglob("*")], reverse=True)):
         os.utime(path, ns=(DAY, (number + 10) * DAY + 123_456_789))
     return root
@@ -53,6 +53,10 @@ PLANS: dict[str, tuple[Action, ...]] = {
         MoveFile("optimizer.pt", ".ckpt-tools/quarantine/optimizer.pt"),
         WriteFile("optimizer.pt", b"rebuilt" * 200, None),
         WriteFile("more/rng.pt", b"good" * 200, b"rng" * 300),
+    ),
+    "cut": (
+        MoveFile("more/deep/x", ".ckpt-tools/quarantine/scheduler.pt.tail"),
+        CutFile("scheduler.pt", 700, 800, ".ckpt-tools/quarantine/scheduler.pt.tail"),
     ),
     "several": (
         *PATCHES[1:],

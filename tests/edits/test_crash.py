@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_tools.core.errors import EditRefusedError
+from ckpt_tools.core.errors import EditError, EditRefusedError
 from ckpt_tools.edits.apply import apply
-from ckpt_tools.edits.back import newest, recover, undo
+from ckpt_tools.edits.back import newest, recover, undo, unfinished
 from ckpt_tools.edits.journal import home_of
 from tests.edits.cases import PLANS, prepare
 from tests.edits.crash import Change, Quick, Watched, World, state
@@ -93,6 +93,55 @@ def test_an_undo_is_whole_or_can_be_finished(tmp_path: Path, name: str) -> None:
         outcomes.setdefault(done, set()).add(require(place, old, scene.before))
     assert outcomes[0] == {True}
     assert outcomes[len(scene.changes)] == {False}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_an_edit_that_lacks_only_its_mark_is_finished_and_undo_takes_it_back(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "ckpt"
+    plan = prepare(root, name)
+    old = state(root)
+    scene = Scene(root)
+    apply(home_of(root), plan, disk=scene.disk)
+    new = state(root)
+    wanted = f".pending-{len(plan.steps)}."
+    ends = {
+        number + 2  # with the sync of the name
+        for number, change in enumerate(scene.changes)
+        if change.name == "rename" and wanted in str(change.arguments[1])
+    }
+    finished = 0
+    for done, place in scene.crashes(tmp_path / "crashes"):
+        if done in ends:
+            (edit,) = unfinished(home_of(place))
+            assert edit.progress == len(plan.steps)
+            again = place.parent / f"{place.name}-again"
+            shutil.copytree(place, again)
+            assert require(place, old, new)
+            finished += 1
+            undo(home_of(again), disk=Quick())
+            assert state(again) == old
+    assert finished
+
+
+def test_what_a_proof_speaks_against_is_taken_back_though_all_of_it_was_made(tmp_path: Path) -> None:
+    root = tmp_path / "ckpt"
+    plan = prepare(root, "several")
+    old = state(root)
+
+    gone: list[Change] = []
+
+    def before(number: int, change: Change) -> None:
+        if gone or ".done." in str(change.arguments[-1]):
+            gone.append(change)
+            raise OSError(5, "gone")
+
+    with pytest.raises(EditError):
+        apply(home_of(root), plan, disk=Watched(before))
+    (edit,) = unfinished(home_of(root))
+    assert edit.progress == len(plan.steps)
+    (outcome,) = recover(home_of(root), disk=Quick(), prove=lambda edit: "it does not load")
+    assert outcome.edit.state == "undone"
+    assert state(root) == old
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import ckpt_tools
 from ckpt_tools.cli.app import ckpt
-from ckpt_tools.core.errors import NothingFoundError
+from ckpt_tools.core.errors import EditRefusedError, NothingFoundError
+from ckpt_tools.edits import repair_files
+from ckpt_tools.ops import repair_make
 from ckpt_tools.ops.repair import repair
 from ckpt_tools.ops.undo import undo
 from ckpt_tools.reports.repair import DONE, REFUSED, UNSAFE, WAITING
@@ -108,6 +111,86 @@ def test_trailing_bytes_are_cut(copy_of: Copy, extra: bytes) -> None:
     mended(path, "cut-trailing", "CK212")
     assert weights.read_bytes() == wanted
     load_file(weights)
+
+
+def test_many_trailing_bytes_are_kept_as_a_file(copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(repair_files, "MAX_WHOLE", 1000)
+    monkeypatch.setattr(repair_files, "_PIECE", 4096)
+    path = copy_of("trainer5-full/checkpoint-2")
+    weights = path / "model.safetensors"
+    wanted = weights.read_bytes()
+    extra = bytes(2000) + bytes(range(256)) * 100
+    weights.write_bytes(wanted + extra)
+    report = mended(path, "cut-trailing", "CK212")
+    assert weights.read_bytes() == wanted
+    load_file(weights)
+    assert (path / ".ckpt-tools" / "quarantine" / "model.safetensors.tail").read_bytes() == extra
+    assert not list((path / ".ckpt-tools").glob("staged/*"))
+    assert max(entry.stat().st_size for entry in (path / ".ckpt-tools" / "journal").iterdir()) < 4000
+    assert sum(each.bytes_written for each in report.repairs if each.state == DONE) == len(extra)
+
+
+def test_many_trailing_bytes_need_room_and_undo_needs_them(copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair_files, "MAX_WHOLE", 1000)
+    path = copy_of("trainer5-full/checkpoint-2")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + bytes(5000))
+    before = snapshot(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(repair_make, "free_bytes", lambda _: 10_000)
+        report = repair(str(path), settle=0, write=True)
+        assert states(report)["cut-trailing"] == REFUSED
+        assert "too little space" in str(report.repairs[0].reason)
+    assert snapshot(path) == before
+    assert not list(path.rglob(".ckpt-tools/staged/*"))
+    repair(str(path), settle=0, write=True)
+    tail = path / ".ckpt-tools" / "quarantine" / "model.safetensors.tail"
+    tail.rename(path.parent / "elsewhere")
+    with pytest.raises(EditRefusedError, match="is gone"):
+        undo(str(path), settle=0)
+    (path.parent / "elsewhere").rename(tail)
+    undo(str(path), settle=0)
+    assert snapshot(path) == before
+
+
+def test_a_directory_is_named_for_the_step_of_its_files(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    (run / "checkpoint-6").rename(run / "checkpoint-7")
+    before = snapshot(run)
+    assert states(repair(str(run), settle=0, write=True))["name-for-step"] == UNSAFE
+    report = repair(str(run / "checkpoint-7"), settle=0, write=True, unsafe=True)
+    (row,) = [each for each in report.repairs if each.kind == "name-for-step"]
+    assert row.state == REFUSED
+    assert f"ckpt set-step {run / 'checkpoint-7'} 6 --rename" in str(row.reason)
+    assert snapshot(run) == before
+    report = repair(str(run), settle=0, write=True, unsafe=True)
+    assert states(report)["name-for-step"] == DONE
+    assert not (run / "checkpoint-7").exists()
+    assert "CK501" not in codes(run)
+    undo(str(run), settle=0)
+    assert snapshot(run) == before
+
+
+def test_the_command_that_names_a_directory_for_its_step_is_told(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    (run / "checkpoint-6").rename(run / "checkpoint-7")
+    found = ckpt_tools.verify(str(run), settle=0).all_findings()
+    (help_text,) = [each.help for each in found if each.code == "CK501"]
+    command = str(help_text).split("`")[1].split()
+    assert command[:2] == ["ckpt", "set-step"]
+    CliRunner().invoke(ckpt, [*command[1:], "--settle", "0"], standalone_mode=False)
+    assert "CK501" not in codes(run)
+    assert (run / "checkpoint-6").is_dir()
+
+
+def test_a_name_that_is_taken_is_not_given(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    shutil.copytree(run / "checkpoint-6", run / "checkpoint-7")
+    report = repair(str(run), settle=0, write=True, unsafe=True)
+    assert states(report)["name-for-step"] == REFUSED
+    assert (run / "checkpoint-7").is_dir()
 
 
 def test_a_single_file_is_repaired_too(copy_of: Copy) -> None:

@@ -67,6 +67,28 @@ def test_a_lost_state_is_written_from_a_later_one(copy_of: Copy, damage: str) ->
     assert set(found) == set(wanted)
 
 
+def test_a_lost_state_of_the_newest_is_written_from_that_of_the_run(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    place = run / "checkpoint-6" / STATE
+    wanted = json.loads(place.read_text())
+    place.unlink()
+    assert "train_runtime" in (run / STATE).read_text()
+    mended(run, "restore-state", "CK101", unsafe=True, edited=run / "checkpoint-6")
+    found = json.loads(place.read_text())
+    for key in ("global_step", "log_history", "max_steps", "epoch", "best_metric"):
+        assert found[key] == wanted[key], key
+
+
+def test_a_state_cannot_come_from_an_earlier_one(copy_of: Copy) -> None:
+    run = copy_of("trainer5-resumed-well")
+    (run / "checkpoint-12" / STATE).unlink()
+    report = repair(str(run), settle=0, write=True, unsafe=True)
+    (row,) = [each for each in report.repairs if each.kind == "restore-state"]
+    assert row.state == REFUSED
+    assert "an earlier one ends at 8" in str(row.reason)
+    assert "resume from checkpoint-8" in str(row.reason)
+
+
 def test_a_state_is_not_made_for_a_save_that_lacks_more(copy_of: Copy) -> None:
     run = copy_of("trainer5-resumed-well")
     (run / "checkpoint-8" / STATE).unlink()
@@ -129,6 +151,58 @@ def test_a_pending_edit_is_taken_back(copy_of: Copy) -> None:
     report = repair(str(run), settle=0, write=True)
     assert states(report)["finish-edit"] == DONE
     assert not back.unfinished(home_of(str(run / "checkpoint-2")))
+    assert snapshot(run) == before
+
+
+class _Unmarked(LocalDisk):
+    """Dies once all is made, before the entry is marked as done."""
+
+    def rename(self, path: str, to: str) -> None:
+        if ".done." in to or ".pending-1." in path:
+            raise KeyboardInterrupt
+        super().rename(path, to)
+
+
+def _unmarked(path: Path, new: bytes) -> None:
+    home = home_of(str(path))
+    old = (path / "config.json").read_bytes()
+    with pytest.raises(BaseException):  # noqa: B017 - however it dies
+        apply(home, Plan("a whole edit", (WriteFile("config.json", new, old),)), disk=_Unmarked())
+    assert [each.progress for each in pending(home)] == [1]
+
+
+def test_an_edit_that_was_made_as_a_whole_is_finished(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    path = run / "checkpoint-2"
+    before = snapshot(run)
+    new = json.dumps({**json.loads((path / "config.json").read_text()), "note": 1}).encode()
+    _unmarked(path, new)
+    (row,) = [each for each in repair(str(run), settle=0).repairs if each.kind == "finish-edit"]
+    assert "all of it was made" in row.title
+    assert "CK005" in codes(path)
+    report = repair(str(run), settle=0, write=True)
+    assert states(report)["finish-edit"] == DONE
+    assert (path / "config.json").read_bytes() == new
+    assert "CK005" not in codes(path)
+    undo(str(path), settle=0)
+    assert snapshot(run) == before
+
+
+def test_a_whole_edit_after_which_a_file_is_damaged_is_taken_back(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    before = snapshot(run)
+    _unmarked(run / "checkpoint-2", b"{")
+    (row,) = [each for each in repair(str(run), settle=0).repairs if each.kind == "finish-edit"]
+    assert row.title == "take it back as a whole"
+    repair(str(run), settle=0, write=True)
+    assert snapshot(run) == before
+
+
+def test_undo_takes_back_what_was_made_as_a_whole_and_not_marked(copy_of: Copy) -> None:
+    run = copy_of("trainer5-full")
+    before = snapshot(run)
+    _unmarked(run / "checkpoint-2", b"{}")
+    undo(str(run / "checkpoint-2"), settle=0)
     assert snapshot(run) == before
 
 

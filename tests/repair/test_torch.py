@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ckpt_tools.ops.repair import repair
+from ckpt_tools.ops.undo import undo
 from ckpt_tools.reports.repair import REFUSED
 from tests.conftest import Copy
 from tests.repair.support import codes, mended, snapshot, states
@@ -81,6 +82,44 @@ def test_prefixes_leave_the_pickle_of_a_zip(copy_of: Copy) -> None:
         assert _same(found, wanted)
         assert found._metadata == wanted._metadata
     assert zipfile.ZipFile(weights).testzip() is None
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_prefixes_leave_files_of_other_protocols_and_of_the_old_format(
+    copy_of: Copy, zipped: bool, protocol: int
+) -> None:
+    path = copy_of("trainer4-bin/checkpoint-2")
+    weights = path / "pytorch_model.bin"
+    wanted = torch.load(weights, weights_only=True)
+    wrapped = {f"module.{name}": value for name, value in wanted.items()}
+    torch.save(wrapped, weights, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    report = repair(str(path), settle=0, write=True)
+    if not zipped and protocol == 4:
+        assert states(report)["strip-prefixes"] == REFUSED
+        assert "does not load" in str([each.reason for each in report.repairs])
+        return
+    assert states(report)["strip-prefixes"] == "done", report.repairs
+    assert "CK315" not in codes(path)
+    assert _same(torch.load(weights, weights_only=False), wanted)
+    if not zipped:
+        assert not list(path.rglob(".ckpt-tools/staged/*"))
+    undo(str(path), settle=0)
+    assert _same(torch.load(weights, weights_only=False), wrapped)
+    assert not list(path.rglob(".ckpt-tools/staged/*"))
+
+
+def test_names_that_belong_to_a_wrapped_model_are_left(copy_of: Copy) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copy_of("accelerate/auto/checkpoints/checkpoint_1")
+    weights = path / "model.safetensors"
+    save_file({f"_orig_mod.{name}": value for name, value in load_file(weights).items()}, weights)
+    before = snapshot(path)
+    report = repair(str(path), settle=0, write=True)
+    assert states(report) == {"strip-prefixes": "needs --unsafe"}
+    assert snapshot(path) == before
+    assert report.exit_code == 0
 
 
 @pytest.mark.parametrize("fixture", ["trainer5-lora", "trainer4-lora-bin"])
@@ -214,8 +253,12 @@ def test_tensor_bytes_that_look_like_descriptors_are_not_taken_for_them(tmp_path
     file = tmp_path / "some.pt"
     torch.save(value, file)
     os.truncate(file, _last_record(file))
+    cut = file.read_bytes()
     assert repair(str(file), write=True).exit_code == 0
     assert _same(torch.load(file, weights_only=True), value)
+    undo(str(file))
+    assert file.read_bytes() == cut
+    assert not list(tmp_path.rglob("staged"))
 
 
 def test_an_edited_file_that_lost_its_new_record_is_not_rolled_back_in_silence(copy_of: Copy) -> None:
