@@ -37,8 +37,9 @@ def command(
     """Change the learning rate that a resume of CKPT goes on with.
 
     VALUE is the rate of the next step, of group 0 or of the first group named; the whole schedule is scaled by the
-    same factor, and the ratios between groups stay.  Every place that decides is edited, in the optimizer and in the
-    scheduler.  The rates of the next steps are shown before and after.  `ckpt undo` takes it back.
+    same factor, and the ratios between groups stay.  Groups are counted through all optimizers where there are several.
+    Every place that decides is edited, in the optimizer and in the scheduler.  The rates of the next steps are shown
+    before and after.  `ckpt undo` takes it back.
 
     \b
     Exit codes:

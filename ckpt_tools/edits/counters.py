@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -32,12 +33,26 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """By how much the counters of a part move, the step that they are of, and how many steps they count as one."""
+
+    by: int
+    own: int
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Counted:
-    """The present counters: the trainer's, the scheduler's, and those of the optimizer's parameters by key path."""
+    """The present counters: the trainer's, a scheduler's, and those of an optimizer's parameters by key path.
+
+    ``together`` says that all of them are in one file, so that they are of one step; ``epoch`` is what that file says.
+    """
 
     trainer: int | None
     scheduler: int | None
     optimizer: Mapping[Keys, float | int]
+    together: bool = False
+    epoch: int | None = None
 
     @property
     def furthest(self) -> int | None:
@@ -46,20 +61,33 @@ class Counted:
     @property
     def present(self) -> int | None:
         """The step that the checkpoint is of."""
-        own = (self.trainer, self.scheduler, self.furthest)
+        own = (self.trainer, self.furthest if self._times() > 1 else None, self.scheduler, self.furthest)
         return next((value for value in own if value is not None), None)
 
-    def own(self, part: str, target: int) -> tuple[int, int]:
-        """Return the step that a part's counters are of, and how often they count in one step."""
-        value = self.scheduler if part == SCHEDULER else self.furthest
-        trainer = self.trainer
-        if value is None or trainer is None or value == target:
-            return (trainer or 0) if value is None else value, 1
-        if part == SCHEDULER and self.furthest in (None, trainer) and 0 < trainer < value and value % trainer == 0:
-            return trainer, value // trainer  # stepped once per process
-        if 0 <= trainer - value <= max(_LAG, trainer // 50):
-            return trainer, 1
-        return value, 1
+    def _times(self) -> int:
+        """Return how often the scheduler was stepped in one step: once per process, with accelerate."""
+        steps = self.furthest if self.trainer is None or self.furthest is None else self.trainer
+        if not steps or not self.scheduler or self.together or self.furthest not in (None, self.trainer, steps):
+            return 1
+        return self.scheduler // steps if self.scheduler > steps and self.scheduler % steps == 0 else 1
+
+    def shift(self, part: str, target: int) -> Shift | None:
+        """Return how the counters of a part move, None where they count something else and stay."""
+        value, present = self.scheduler if part == SCHEDULER else self.furthest, self.present or 0
+        if value is None or value == present:
+            return Shift(target - present, present)
+        if part == SCHEDULER and self._times() > 1:
+            return Shift((target - present) * self._times(), present)
+        if value == target:
+            return Shift(0, value)
+        if self.together and (part == OPTIMIZER or self.epoch not in (value, value - 1)):
+            if 0 < value < present and present % value == 0:
+                return Shift(target * value // present - value, present, present // value)
+        elif self.together:
+            return None
+        if 0 <= present - value <= max(_LAG, present // 50):
+            return Shift(target - present, present)
+        return None if self.together else Shift(target - value, value)
 
 
 def counter_keys(optimizer: Mapping[Any, Value]) -> Iterator[Keys]:
@@ -75,19 +103,38 @@ def counter_keys(optimizer: Mapping[Any, Value]) -> Iterator[Keys]:
                 yield "param_groups", number, name
 
 
+def epoch_of(state: Mapping[Any, Value]) -> int | None:
+    """Return how often a scheduler was stepped; a chain counts in its parts alone."""
+    inner = state.get("_schedulers")
+    if "last_epoch" in state or not isinstance(inner, list):
+        return whole(state.get("last_epoch"))
+    counts = {whole((as_mapping(each) or {}).get("last_epoch")) for each in inner}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def move_optimizer(counted: Counted, target: int, made: Moved) -> None:
     """Shift every counter of the optimizer by as much as the step moves."""
     if not counted.optimizer:
         made.notes.append("the optimizer counts no steps")
         return
-    own, _ = counted.own(OPTIMIZER, target)
-    if own != counted.present:
-        made.notes.append(
-            f"the optimizer's counters are of step {own:,}, not {counted.present:,}: they move from there"
-        )
+    shift = _told(counted, OPTIMIZER, target, made)
+    if shift is None:
+        made.notes.append(f"the optimizer counts to {counted.furthest:,}, which are no such steps: its counters stay")
+        return
     for keys, value in counted.optimizer.items():
-        moved = max(0, int(value) + target - own)
+        moved = max(0, int(value) + shift.by)
         made.places.append((OPTIMIZER, keys, float(moved) if isinstance(value, float) else moved))
+
+
+def _told(counted: Counted, part: str, target: int, made: Moved) -> Shift | None:
+    shift = counted.shift(part, target)
+    if shift is not None and shift.every > 1:
+        made.notes.append(f"the {part} counts one in {shift.every:,} steps, and goes on so")
+    elif shift is not None and shift.own != counted.present:
+        made.notes.append(
+            f"the {part}'s counters are of step {shift.own:,}, not {counted.present:,}: they move from there"
+        )
+    return shift
 
 
 def move_scheduler(
@@ -95,10 +142,13 @@ def move_scheduler(
     groups: list[dict[str, Any]],
     counted: Counted,
     target: int,
-    factor: Factor | None,
+    function: tuple[Factor | None, str],
     made: Moved,
 ) -> None:
-    """Shift the scheduler's counters, and set the rates that belong to the new step where a formula gives them."""
+    """Shift the scheduler's counters, and set the rates that belong to the new step where a formula gives them.
+
+    ``function`` is that of a LambdaLR, or why it is not known.
+    """
     kind = kind_of(state)
     if kind is None or kind == NONE:
         made.notes.append("the scheduler is of no known kind; its counters and rates stay")
@@ -106,18 +156,19 @@ def move_scheduler(
     if kind in EVALUATIONS:
         made.notes.append(f"{kind} counts evaluations, not steps: it stays, and so do the rates")
         return
-    own, times = counted.own(SCHEDULER, target)
-    if own != counted.present:
+    shift = _told(counted, SCHEDULER, target, made)
+    if shift is None:
         made.notes.append(
-            f"the scheduler's counters are of step {own:,}, not {counted.present:,}: they move from there"
+            f"the scheduler counts to {counted.scheduler:,}, which are no such steps (epochs, most likely): it stays,"
+            " and so do the rates"
         )
-    shift = (target - own) * times
-    rates = _rates_then(kind, state, groups, factor, shift)
-    if not _shift(kind, state, (), shift, made):
+        return
+    rates, why = _rates_then(kind, state, groups, function, shift.by)
+    if not _shift(kind, state, (), shift.by, rates, made):
         made.notes.append(f"the parts of {kind} take turns, and the new step is in another part: the scheduler stays")
         return
     if rates is None:
-        made.notes.append("the rates stay: no formula gives those of the new step (`ckpt set-lr` sets them)")
+        made.notes.append(f"the rates stay: {why} (`ckpt set-lr` sets them)")
         return
     listed = state.get("_last_lr")
     for number, rate in enumerate(rates):
@@ -126,53 +177,103 @@ def move_scheduler(
             made.places.append((SCHEDULER, ("_last_lr", number), float(rate)))
 
 
-def _shift(kind: str, state: dict[str, Any], keys: Keys, shift: int, made: Moved) -> bool:
+def _shift(
+    kind: str, state: dict[str, Any], keys: Keys, shift: int, rates: Sequence[float] | None, made: Moved
+) -> bool:
     """Add ``shift`` to the counters of a scheduler and of those inside it; False where that makes no sense."""
     inner = state.get("_schedulers")
     epoch = whole(state.get("last_epoch"))
     chosen = list(range(len(inner))) if isinstance(inner, list) else []
     if kind == "SequentialLR" and epoch is not None and isinstance(inner, list):
-        milestones = state.get("_milestones") or []
-        now, then = (sum(mark <= at for mark in milestones) for at in (epoch, epoch + shift))
-        if now != then:
+        marks = state.get("_milestones") or []
+        now, then = (bisect_right(marks, at) for at in (epoch, epoch + shift))
+        if now != then and rates is None:
             return False
+        if now != then:
+            _count(state, keys, max(0, epoch + shift), made)
+            _take_turns(inner, keys, marks, max(0, epoch + shift), rates or (), made)
+            if isinstance(inner[now], dict) and inner[now].get("_last_lr") == state.get("_last_lr"):
+                _put_rates(inner[now], (*keys, "_schedulers", now), rates or (), made)  # torch keeps one list for both
+            return True
         chosen = [now]
-    for name in ("last_epoch", "_step_count"):
-        count = whole(state.get(name))
-        if count is not None and not (name == "_step_count" and count == 0):
-            made.places.append((SCHEDULER, (*keys, name), max(0, count + shift)))
+    if epoch is not None:
+        _count(state, keys, max(0, epoch + shift), made)
     if kind == "CosineAnnealingWarmRestarts" and epoch is not None:
-        then_state = deepcopy(state)
-        closed_form(kind, then_state, [], None, max(0, epoch + shift))
-        made.places += [(SCHEDULER, (*keys, name), then_state[name]) for name in ("T_cur", "T_i")]
+        _restart(state, keys, max(0, epoch + shift), made)
     for number in chosen:
         part = inner[number] if isinstance(inner, list) else None
         part_kind = kind_of(part) if isinstance(part, dict) else None
         if isinstance(part, dict) and part_kind is not None and part_kind not in EVALUATIONS:
-            _shift(part_kind, part, (*keys, "_schedulers", number), shift, made)
+            _shift(part_kind, part, (*keys, "_schedulers", number), shift, None, made)
+            if rates is not None and kind == "SequentialLR":
+                _put_rates(part, (*keys, "_schedulers", number), rates, made)
     return True
 
 
+def _count(state: Mapping[str, Any], keys: Keys, epoch: int, made: Moved) -> None:
+    """Set a scheduler's counters; ``_step_count`` keeps its distance."""
+    before, count = whole(state.get("last_epoch")), whole(state.get("_step_count"))
+    made.places.append((SCHEDULER, (*keys, "last_epoch"), epoch))
+    if count and before is not None:  # one that was loaded from an old version is 0, and stays
+        made.places.append((SCHEDULER, (*keys, "_step_count"), max(0, count + max(0, epoch) - max(0, before))))
+
+
+def _restart(state: dict[str, Any], keys: Keys, epoch: int, made: Moved) -> None:
+    then = deepcopy(state)
+    closed_form("CosineAnnealingWarmRestarts", then, [], None, epoch)
+    made.places += [(SCHEDULER, (*keys, name), then[name]) for name in ("T_cur", "T_i")]
+
+
+def _put_rates(part: Mapping[str, Any], keys: Keys, rates: Sequence[float], made: Moved) -> None:
+    listed = part.get("_last_lr")
+    if isinstance(listed, list) and len(listed) == len(rates):
+        made.places += [(SCHEDULER, (*keys, "_last_lr", number), float(rate)) for number, rate in enumerate(rates)]
+
+
+def _take_turns(
+    parts: list[Any], keys: Keys, marks: Sequence[int], epoch: int, rates: Sequence[float], made: Moved
+) -> None:
+    """Set the parts of a SequentialLR to ``epoch``: those before it are at their end, those after it not begun."""
+    now = bisect_right(marks, epoch)
+    for number, part in enumerate(parts):
+        own = (*keys, "_schedulers", number)
+        begin = marks[number - 1] if number else 0
+        at = epoch - begin if number == now else marks[number] - 1 - begin if number < now else -1
+        if isinstance(part, dict) and at != whole(part.get("last_epoch")):
+            _count(part, own, at, made)
+            if kind_of(part) == "CosineAnnealingWarmRestarts":
+                _restart(part, own, max(0, at), made)
+        if number == now:
+            _put_rates(part, own, rates, made)
+
+
 def _rates_then(
-    kind: str, state: dict[str, Any], groups: list[dict[str, Any]], factor: Factor | None, shift: int
-) -> list[float] | None:
-    """Return the rates that belong to the step then, None where they cannot be told from what is stored."""
-    epoch = whole(state.get("last_epoch"))
+    kind: str,
+    state: dict[str, Any],
+    groups: list[dict[str, Any]],
+    function: tuple[Factor | None, str],
+    shift: int,
+) -> tuple[list[float] | None, str]:
+    """Return the rates that belong to the step then, or None and why they cannot be told from what is stored."""
+    epoch, factor = epoch_of(state), function[0]
+    reason = function[1] or f"no formula gives those that {kind} has at the new step"
     if epoch is None:
-        return None
+        return None, reason
     try:
         now = closed_form(kind, deepcopy(state), groups, factor, epoch)
         then = closed_form(kind, deepcopy(state), groups, factor, max(0, epoch + shift))
-    except (UnknownRatesError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError):
-        return None
+    except UnknownRatesError as error:
+        return None, str(error)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError, IndexError):
+        return None, reason
     present = [real(group.get("lr")) for group in groups]
     if now is None or then is None or len(now) != len(present):
-        return None
+        return None, reason
     fits = all(
         rate is not None and isclose(rate, computed, rel_tol=_CLOSE, abs_tol=1e-15)
         for rate, computed in zip(present, now, strict=True)
     )
-    return then if fits else None
+    return (then, "") if fits else (None, f"the present ones are not those that {kind} has at the present step")
 
 
 def move_trainer(state: Mapping[Any, Value], target: int, made: Moved) -> None:

@@ -75,6 +75,10 @@ def closed_form(kind: str, state: Numbers, groups: list[Numbers], factor: Factor
 
     ``state`` is changed to that of then.
     """
+    if kind == "SequentialLR":
+        return _turn(state, groups, epoch)
+    if kind == "ChainedScheduler":
+        return _product(state, epoch)
     state["last_epoch"] = epoch
     bases = state.get("base_lrs")
     if not isinstance(bases, list):
@@ -91,6 +95,26 @@ def closed_form(kind: str, state: Numbers, groups: list[Numbers], factor: Factor
     if kind not in _WHOLE:
         return None
     return [base * _WHOLE[kind](state, epoch) for base in bases]
+
+
+def _turn(state: Numbers, groups: list[Numbers], epoch: int) -> Rates | None:
+    """Return the rates of the part whose turn it is: it begins anew at its milestone."""
+    marks = state["_milestones"]
+    number = bisect_right(marks, epoch)
+    part = state["_schedulers"][number]
+    if "_schedulers" in part:
+        return None
+    return closed_form(kind_of(part) or UNKNOWN, part, groups, None, epoch - (marks[number - 1] if number else 0))
+
+
+def _product(state: Numbers, epoch: int) -> Rates | None:
+    """Return the rates of a chain whose parts only multiply."""
+    parts = state["_schedulers"]
+    kinds = [kind_of(part) or UNKNOWN for part in parts]
+    if not parts or not set(kinds) <= set(_WHOLE) or any(part["base_lrs"] != parts[0]["base_lrs"] for part in parts):
+        return None
+    factor = math.prod(_WHOLE[kind](part, epoch) for kind, part in zip(kinds, parts, strict=True))
+    return [base * factor for base in parts[0]["base_lrs"]]
 
 
 # Rates from the ones before --------------------------------------------------------------------------------

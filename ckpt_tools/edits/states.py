@@ -1,80 +1,130 @@
-"""Where the numbers of a training lie: the state dicts of the optimizer and the scheduler, the trainer's state."""
+"""Where the numbers of a training lie: the state dicts of optimizers and schedulers, the trainer's own state.
+
+A state dict is a *logical* thing: its numbers may be stored in one place, or the same in several (every rank's file).
+A number is changed wherever it is stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.errors import EditRefusedError
-from ckpt_tools.edits.values import number_of
+from ckpt_tools.edits.proof import Changed, shown
+from ckpt_tools.edits.values import Setting, number_of
 from ckpt_tools.layouts import plain
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import TensorRef
-from ckpt_tools.model.values import Opaque, Value, as_mapping
+from ckpt_tools.model.values import Opaque, Value, as_mapping, real
+
+_CLOSE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a state dict is stored: ``keys`` lead to it in the file.
+
+    A kind of file that names things otherwise, or holds only some of them, has a place of its own with another ``at``.
+    """
+
+    part: Part
+    keys: Keys = ()
+
+    def at(self, keys: Keys) -> Keys | None:
+        """Return the whole key path of what ``keys`` lead to in the state dict, None where it is not stored here."""
+        return (*self.keys, *keys)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A dictionary inside a file, ``keys`` lead to it."""
+    """A state dict in torch's own shape, and the places where it is stored, one or more."""
 
-    part: Part
-    keys: Keys
     value: Mapping[Any, Value]
+    places: tuple[Place, ...]
+
+    @property
+    def part(self) -> Part:
+        return self.places[0].part
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        inner = shown(self.places[0].keys)
+        return f"{inner} of {self.part.path}" if inner else self.part.path
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An optimizer and the scheduler that sets its rates; ``groups`` and ``state`` are their plain numbers.
+
+    One of the two is there.
+    """
+
+    optimizer: State | None
+    scheduler: State | None
+    groups: list[dict[Any, Any]]
+    state: dict[Any, Any] | None
+
+    @property
+    def name(self) -> str:
+        state = self.optimizer or self.scheduler
+        return state.name if state is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
     """What a resume continues from, as far as it is there."""
 
-    optimizer: State | None
-    scheduler: State | None
+    optimizers: tuple[State, ...]
+    schedulers: tuple[State, ...]
     trainer: State | None
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every file that holds any of it."""
+        every = (*self.optimizers, *self.schedulers, *((self.trainer,) if self.trainer is not None else ()))
+        found = {place.part.path: place.part for state in every for place in state.places}
+        return list(found.values())
 
 
 def find(view: View) -> States:
     """Return the state dicts of a checkpoint.
 
     Raises:
-        EditRefusedError: they are in files that are not edited, or there are several optimizers.
+        EditRefusedError: they are in files that are not edited.
     """
     if view.elsewhere is not None:
         raise EditRefusedError(
             f"the optimizer is in the files of {view.elsewhere}, which are not edited by this version"
         )
     return States(
-        _one(view, Role.OPTIMIZER, plain.OPTIMIZER_KEYS, "param_groups"),
-        _one(view, Role.SCHEDULER, plain.SCHEDULER_KEYS, "_last_lr"),
+        tuple(_found(view, Role.OPTIMIZER, plain.OPTIMIZERS, "param_groups")),
+        tuple(_found(view, Role.SCHEDULER, plain.SCHEDULERS, "_last_lr")),
         _trainer(view),
     )
 
 
-def _one(view: View, role: Role, names: tuple[str, ...], mark: str) -> State | None:
+def _found(view: View, role: Role, names: tuple[str, ...], mark: str) -> Iterator[State]:
     parts = list(view.checkpoint.of(role))
-    if len(parts) > 1:
-        listed = ", ".join(part.path for part in parts)
-        raise EditRefusedError(f"there are several {role.value} files ({listed}); which is meant cannot be said yet")
-    if parts:
-        mapping = as_mapping(_value(view, parts[0]))
+    for part in parts:
+        mapping = as_mapping(_value(view, part))
         if mapping is None:
-            raise EditRefusedError(f"{parts[0].path}: holds no state dict", hint="`ckpt verify` tells more")
-        return State(parts[0], (), mapping)
-    for part in view.checkpoint.of(Role.COMBINED):
-        combined = as_mapping(_value(view, part)) or {}
-        for name in names:
-            inner = as_mapping(combined.get(name))
-            if inner is not None and mark in inner:
-                return State(part, (name,), inner)
-    return None
+            raise EditRefusedError(f"{part.path}: holds no state dict", hint="`ckpt verify` tells more")
+        yield State(mapping, (Place(part),))
+    for part in view.checkpoint.of(Role.COMBINED) if not parts else ():
+        for keys, inner in plain.inside(as_mapping(_value(view, part)) or {}, names, mark):
+            yield State(inner, (Place(part, keys),))
 
 
 def _trainer(view: View) -> State | None:
     for part in view.checkpoint.of(Role.TRAINER_STATE, Role.COMBINED):
         mapping = as_mapping(_value(view, part))
         if mapping is not None:
-            return State(part, (), mapping)
+            return State(mapping, (Place(part),))
     return None
 
 
@@ -102,3 +152,98 @@ def numbers(view: View, value: Value) -> Value:
     if isinstance(value, TensorRef | Opaque):
         return number_of(view, value)
     return value
+
+
+# Which scheduler is whose ----------------------------------------------------------------------------------
+
+
+def lines(view: View, found: States) -> list[Line]:
+    """Return every optimizer with its scheduler, or a scheduler alone where there is no optimizer.
+
+    The groups of an optimizer are empty where they cannot be read.
+
+    Raises:
+        EditRefusedError: whose a scheduler is cannot be told.
+    """
+    grouped = [(state, _groups(view, state)) for state in found.optimizers]
+    pending = [(state, as_mapping(numbers(view, state.value)) or {}) for state in found.schedulers]
+    if not grouped:
+        return [Line(None, scheduler, [], dict(state)) for scheduler, state in pending]
+    if len(grouped) == 1 and len(pending) == 1:
+        (optimizer, groups), (scheduler, state) = grouped[0], pending[0]
+        return [Line(optimizer, scheduler, groups, dict(state))]
+    owners: dict[int, tuple[State, Mapping[Any, Any]]] = {}
+    for number, (scheduler, state) in enumerate(pending):
+        free = {owner: groups for owner, (_, groups) in enumerate(grouped) if owner not in owners}
+        fitting = [owner for owner, groups in free.items() if _fits(groups, state)]
+        owner = number if number in fitting else fitting[0] if len(fitting) == 1 else None
+        if owner is None and len(free.get(number, ())) == len(state.get("_last_lr") or ()):
+            owner = number if len(grouped) == len(pending) else None
+        if owner is None:
+            listed = ", ".join(state.name for state in (*found.optimizers, *found.schedulers))
+            raise EditRefusedError(f"which scheduler is that of which optimizer cannot be told ({listed})")
+        owners[owner] = scheduler, state
+    made = []
+    for number, (optimizer, groups) in enumerate(grouped):
+        own = owners.get(number)
+        made.append(Line(optimizer, own[0] if own else None, groups, dict(own[1]) if own else None))
+    return made
+
+
+def _groups(view: View, optimizer: State) -> list[dict[Any, Any]]:
+    own = numbers(view, optimizer.value.get("param_groups"))
+    whole = isinstance(own, list) and all(isinstance(group, dict) for group in own)
+    return list(own) if whole else []
+
+
+def _fits(groups: Sequence[Mapping[Any, Any]], state: Mapping[Any, Any]) -> bool:
+    """Return whether the rates that a scheduler set last are those of an optimizer's groups."""
+    last = state.get("_last_lr")
+    if not isinstance(last, list):
+        return False
+    rates = [real(group.get("lr")) for group in groups]
+    return len(last) == len(rates) and all(
+        isclose(real(one) or 0.0, other or 0.0, rel_tol=_CLOSE, abs_tol=1e-15)
+        for one, other in zip(last, rates, strict=True)
+    )
+
+
+# What is to be set -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Wanted:
+    """New numbers in the words of state dicts, and what became of them in the words of files."""
+
+    settings: list[Setting] = field(default_factory=list)
+    _homes: dict[tuple[str, Keys], tuple[State, Keys]] = field(default_factory=dict)
+
+    def put(self, state: State, keys: Keys, new: Value) -> None:
+        """Set what ``keys`` lead to, in every place where it is stored.
+
+        Raises:
+            EditRefusedError: it is stored nowhere.
+        """
+        stored = [(place.part, there) for place in state.places if (there := place.at(keys)) is not None]
+        if not stored:
+            raise EditRefusedError(f"{state.name}: {shown(keys)} is stored nowhere; nothing was changed")
+        for part, there in stored:
+            self.settings.append(Setting(part, there, new))
+            self._homes[part.path, there] = state, keys
+
+    def apply(self, changed: Iterable[Changed], state: State | None, target: Any) -> None:
+        """Make the changes of one state dict in a copy of its numbers: a tensor's number is rounded."""
+        for item in changed:
+            home, keys = self._homes.get((item.part.path, item.keys), (None, ()))
+            if home is state and keys:
+                _assign(target, keys, item.new)
+
+
+def _assign(target: Any, keys: Keys, new: Value) -> None:
+    try:
+        for key in keys[:-1]:
+            target = target[key]
+        if isinstance(target, list) or keys[-1] in target:
+            target[keys[-1]] = new
+    except (KeyError, IndexError, TypeError):
+        return

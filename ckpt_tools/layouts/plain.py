@@ -53,6 +53,7 @@ def _probe(listing: Listing) -> bool:
 LAYOUT = Layout(
     name="plain",
     title="plain PyTorch",
+    single=True,
     parts=tuple(PartPattern(f"*{ending}", Role.COMBINED, (*TORCH, "pickle")) for ending in ENDINGS),
     slots=(
         *(SlotSpec("step", Role.COMBINED, key) for key in STEP_KEYS),

@@ -11,6 +11,7 @@ from ckpt_tools.model.values import Value, as_mapping
 RESHAPED = "its length is not saved: other epochs or max_steps on resume reshape the curve"
 FROM_GROUP = "continues from the optimizer's rate"
 PLATEAU = "lowers the rate when the metric stalls; last_epoch counts evaluations"
+OF_DEEPSPEED = "its rates come from the configuration that a resume is started with"
 ONE_CYCLE = "its bounds are in the optimizer's groups (initial_lr, max_lr, min_lr)"
 
 
@@ -44,6 +45,7 @@ SCHEDULERS: tuple[Fingerprint, ...] = (
     _row("factor total_iters", "ConstantLR", FROM_GROUP, "factor total_iters"),
     _row("lr_lambdas", "LambdaLR", RESHAPED),
     _row("gamma", "ExponentialLR", FROM_GROUP, "gamma"),
+    _row("last_batch_iteration", "of DeepSpeed", OF_DEEPSPEED, "last_batch_iteration"),
 )
 """torch's scheduler classes (and the Trainer's GreedyLR) by the keys of their ``state_dict``."""
 

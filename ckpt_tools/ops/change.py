@@ -27,6 +27,8 @@ from ckpt_tools.rules.base import Settings
 MANY = 8
 """From so many like changes on, they are told in one line."""
 
+MANIFEST = "manifest.json"
+
 _DAMAGE = engine.Selection(("CK2",))
 
 
@@ -70,7 +72,7 @@ def open_checkpoint(path: str) -> Opened:
     home = home_of(path)
     run = open_run(path)
     if len(run.checkpoints) != 1 or (not run.single and run.checkpoints[0].path != "."):
-        newest = run.checkpoints[-1].path
+        newest = next((each.path for each in reversed(run.checkpoints) if each.path != "."), "")
         hint = f"for example {os.path.join(path, newest)}"
         raise UsageError(f"{path}: holds several checkpoints; name one", hint=hint)
     checkpoint = run.checkpoints[0]
@@ -101,6 +103,17 @@ def refuse_unfit(opened: Opened, parts: Iterable[Part], settle: float, now_ns: i
                 f"{places[finding.path]}: {finding.message} ({finding.code}); it is not edited",
                 hint=f"`ckpt verify {opened.path}` tells more",
             )
+
+
+def follow_seal(
+    opened: Opened, actions: Sequence[Action], step: int | None = None, name: str | None = None
+) -> tuple[list[Action], tuple[str, ...]]:
+    """Return what becomes of the manifest of a sealed checkpoint, and what to tell; see ``reseal.follow``."""
+    if not os.path.exists(opened.home.at(f"{opened.home.sidecar}/{MANIFEST}")):
+        return [], ()
+    from ckpt_tools.ops import reseal  # not at the top: most checkpoints are not sealed, and this takes long
+
+    return reseal.follow(opened.run, opened.view, actions, step, name)
 
 
 def carry_out(

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from math import isclose
-from typing import Any
 
 from ckpt_tools._version import __version__
-from ckpt_tools.core.errors import EditRefusedError
-from ckpt_tools.edits import lambdas, rates, schedulers, states
-from ckpt_tools.edits.lambdas import Factor
-from ckpt_tools.edits.proof import Changed
+from ckpt_tools.core.errors import EditRefusedError, UsageError
+from ckpt_tools.edits import lambdas, schedulers, states
 from ckpt_tools.edits.schedulers import OPTIMIZER, Request, Rescaled
-from ckpt_tools.edits.states import States
-from ckpt_tools.edits.values import Setting, plan_values
-from ckpt_tools.model.values import Value, real
-from ckpt_tools.ops import change, reseal
+from ckpt_tools.edits.states import Line, Wanted
+from ckpt_tools.edits.values import plan_values
+from ckpt_tools.model.values import real
+from ckpt_tools.ops import change
 from ckpt_tools.ops.change import Opened
-from ckpt_tools.reports.edit import EditReport, Rates
+from ckpt_tools.ops.outlook import outlook
+from ckpt_tools.reports.edit import EditReport
 from ckpt_tools.reports.units import human_rate
 
-STEPS = 5
-"""Steps of which the rates are told."""
-
-_CLOSE = 1e-6
+Scaled = list[tuple[Line, Rescaled]]
+"""What changes, optimizer by optimizer; those of which nothing is meant are left out."""
 
 
 def set_lr(
@@ -48,7 +45,7 @@ def set_lr(
         rate: the rate of the next step, of the first group that is meant; the whole schedule is scaled by that.
         peak: the base rate of the schedule instead.
         scale: the factor itself.
-        groups: the parameter groups that are meant; all when empty.
+        groups: the parameter groups that are meant, counted through all optimizers; all when empty.
         keep_floor: leave lower bounds (``eta_min``, ``min_lr``, ``min_lrs``) as they are.
         force: edit the optimizer alone where the scheduler is of no known kind.
         dry_run: say what would be changed, and check that it can be.
@@ -75,36 +72,37 @@ def _set(
 ) -> EditReport:
     view = opened.view
     found = states.find(view)
-    optimizer, scheduler = found.optimizer, found.scheduler
-    if optimizer is None:
+    if not found.optimizers:
         raise EditRefusedError(
             "there is no optimizer here, so a resume takes its rate from the command line", hint="give it there"
         )
-    parts = [state.part for state in (optimizer, scheduler) if state is not None]
-    change.refuse_unfit(opened, parts, settle, now_ns)
-    numbers = states.numbers(view, optimizer.value)
-    own = numbers.get("param_groups")
-    if not isinstance(own, list) or not own or not all(isinstance(group, dict) for group in own):
-        raise EditRefusedError(f"{optimizer.part.path}: has no param_groups that could be read; nothing was changed")
-    state = states.numbers(view, scheduler.value) if scheduler is not None else None
+    rated = replace(found, trainer=None)
+    change.refuse_unfit(opened, rated.parts, settle, now_ns)
+    lines = states.lines(view, rated)
+    for line in lines:
+        if not line.groups:
+            raise EditRefusedError(f"{line.name}: has no param_groups that could be read; nothing was changed")
     named = view.training_args.get("lr_scheduler_type") in lambdas.SCHEDULES
-    made = schedulers.rescale(own, state, request, by_function=named)
-    settings = []
-    for file, keys, number in made.places:
-        home = optimizer if file == OPTIMIZER else scheduler
-        if home is not None:
-            settings.append(Setting(home.part, (*home.keys, *keys), number))
-    planned = plan_values(view, settings, rehearse=dry_run)
+    scaled = _rescaled(lines, request, named)
+    wanted = Wanted()
+    for line, made in scaled:
+        for file, keys, number in made.places:
+            home = line.optimizer if file == OPTIMIZER else line.scheduler
+            if home is not None:
+                wanted.put(home, keys, number)
+    planned = plan_values(view, wanted.settings, rehearse=dry_run)
+    kind = ", ".join(dict.fromkeys(schedulers.kind_of(line.state) or schedulers.UNKNOWN for line in lines))
     if not planned.changed:
         same = ("every place has this rate already",)
-        return EditReport(__version__, opened.path, "the learning rate stays", False, scheduler=made.kind, notes=same)
-    title = _title(own, made, request)
-    shown, notes = _rates(opened, own, state, found, planned.changed)
-    sealing, about = reseal.follow(opened.run, view, planned.actions)
+        return EditReport(__version__, opened.path, "the learning rate stays", False, scheduler=kind, notes=same)
+    title = _title(lines, scaled[0][1].factor, request)
+    shown, notes = outlook(view, lines, wanted, planned.changed, change.step_of(opened) or 0)
+    sealing, about = change.follow_seal(opened, planned.actions)
     actions = [*planned.actions, *sealing]
     done = change.carry_out(
         opened, title, actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command
     )
+    told = dict.fromkeys(note for line, made in scaled for note in (*made.notes, *_taken(opened, made, request)))
     return EditReport(
         __version__,
         opened.path,
@@ -112,97 +110,74 @@ def _set(
         not dry_run,
         change.told(planned.changed),
         shown,
-        made.kind,
+        kind,
         done.files,
         done.bytes_written,
-        (*notes, *dict.fromkeys(made.notes), *_taken(opened, made, state, request), *about, *done.notes),
+        (*notes, *told, *about, *done.notes),
     )
 
 
-def _title(groups: Sequence[Mapping[str, Value]], made: Rescaled, request: Request) -> str:
+def _title(lines: Sequence[Line], factor: float, request: Request) -> str:
     which = f" of group{'s' if len(request.groups) > 1 else ''} {', '.join(map(str, request.groups))}"
     of = which if request.groups else ""
     if request.peak is not None:
-        return f"base rate{of} set to {human_rate(request.peak)}: the schedule is scaled by {made.factor:.6g}"
+        return f"base rate{of} set to {human_rate(request.peak)}: the schedule is scaled by {factor:.6g}"
     if request.scale is not None:
-        return f"learning rate{of} scaled by {made.factor:.6g}"
+        return f"learning rate{of} scaled by {factor:.6g}"
+    groups = [group for line in lines for group in line.groups]
     old = real(groups[request.groups[0] if request.groups else 0].get("lr")) or 0.0
     return f"learning rate{of} set from {human_rate(old)} to {human_rate(request.rate or 0.0)}"
 
 
-# The rates of the next steps -------------------------------------------------------------------------------
+# Several optimizers ----------------------------------------------------------------------------------------
 
 
-def _rates(
-    opened: Opened,
-    groups: list[dict[str, Any]],
-    state: dict[str, Any] | None,
-    found: States,
-    changed: Sequence[Changed],
-) -> tuple[tuple[Rates, ...], list[str]]:
-    """Return the rates of the next steps before and after, and why there are no more."""
-    view = opened.view
-    step = change.step_of(opened) or 0
-    total = lambdas.total_steps(view.training_args, view.state)
-    left = total - step if total is not None and total > step else STEPS
-    factor, why = _factor(view.training_args, total, state)
-    then, reason = rates.upcoming(deepcopy(groups), deepcopy(state), factor, min(STEPS, left))
-    for item in changed:
-        for home, target in ((found.optimizer, {"param_groups": groups}), (found.scheduler, state)):
-            if home is not None and target is not None and home.part == item.part:
-                _apply(target, item, home.keys)
-    now, _ = rates.upcoming(deepcopy(groups), deepcopy(state), factor, min(STEPS, left))
-    rows = tuple(Rates(step + 1 + k, before, after) for k, (before, after) in enumerate(zip(then, now, strict=False)))
-    notes = []
-    if reason is not None:
-        reason = why if factor is None and why and schedulers.kind_of(state) == "LambdaLR" else reason
-        notes.append(f"rates of later steps are not told: {reason}")
-    if total is not None and total <= step:
-        notes.append(f"step {step:,} of {total:,}: a resume ends at once unless it is given more steps")
-    if view.state is None and len(rows) > 1:
-        notes.append("a step is one call of the scheduler's step(), which some loops call once per epoch")
-    return rows, notes
+def _rescaled(lines: Sequence[Line], request: Request, by_function: bool) -> Scaled:
+    """Return what changes in every optimizer that is meant, the one that says by what factor first."""
+    starts = [0, *accumulate(len(line.groups) for line in lines)]
+    for number in request.groups:
+        if not 0 <= number < starts[-1]:
+            raise UsageError(f"there is no group {number}; there are {starts[-1]}, counted from 0")
+    meant = []
+    for start, line in zip(starts, lines, strict=False):
+        own = tuple(number - start for number in request.groups if start <= number < start + len(line.groups))
+        if own or not request.groups:
+            leads = not request.groups or start <= request.groups[0] < start + len(line.groups)
+            meant.append((not leads, line, replace(request, groups=own)))
+    meant.sort(key=lambda each: each[0])
+    scaled: Scaled = []
+    for follows, line, own_request in meant:
+        if follows:
+            own_request = replace(own_request, rate=None, peak=None, scale=scaled[0][1].factor)
+        scaled.append((line, schedulers.rescale(line.groups, line.state, own_request, by_function=by_function)))
+    if not request.groups:
+        _agree(lines, scaled)
+    return scaled
 
 
-def _apply(target: Any, item: Changed, prefix: tuple[Any, ...]) -> None:
-    if item.keys[: len(prefix)] != prefix:
+def _agree(lines: Sequence[Line], scaled: Scaled) -> None:
+    """Require that one rate for several optimizers means the same factor for all of them."""
+    if all(isclose(made.factor, scaled[0][1].factor, rel_tol=1e-9) for _, made in scaled):
         return
-    keys = item.keys[len(prefix) :]
-    try:
-        for key in keys[:-1]:
-            target = target[key]
-        if keys[-1] in target or isinstance(target, list):
-            target[keys[-1]] = item.new
-    except (KeyError, IndexError, TypeError):
-        return
+    raise EditRefusedError(
+        f"there are several optimizers, and their rates differ: {'; '.join(_counted(lines))}",
+        hint="say which with `--group`, or scale all of them with `--scale`",
+    )
 
 
-def _factor(
-    arguments: Mapping[str, Value], total: int | None, state: Mapping[str, Any] | None
-) -> tuple[Factor | None, str]:
-    """Return the function of a LambdaLR, where it is known and gives the rates that were saved."""
-    if state is None or schedulers.kind_of(state) != "LambdaLR":
-        return None, ""
-    factor, why = lambdas.factor_of(arguments, total)
-    if factor is None:
-        return None, why
-    try:
-        fits = all(
-            isclose(base * factor(state["last_epoch"]), last, rel_tol=_CLOSE, abs_tol=1e-15)
-            for base, last in zip(state["base_lrs"], state["_last_lr"], strict=True)
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
-        fits = False
-    if fits:
-        return factor, ""
-    name = arguments.get("lr_scheduler_type")
-    return None, f"the saved rate is not that of the {name} schedule which the training arguments name"
+def _counted(lines: Sequence[Line]) -> Iterator[str]:
+    first = 0
+    for line in lines:
+        last = first + len(line.groups) - 1
+        which = f"group {first}" if first == last else f"groups {first} to {last}"
+        yield f"{which}, rate {human_rate(real(line.groups[0].get('lr')) or 0.0)}, in {line.name}"
+        first = last + 1
 
 
 # What a trainer does besides -------------------------------------------------------------------------------
 
 
-def _taken(opened: Opened, made: Rescaled, state: Mapping[str, Any] | None, request: Request) -> list[str]:
+def _taken(opened: Opened, made: Rescaled, request: Request) -> list[str]:
     """Return what a trainer will still take from its command line."""
     arguments = opened.view.training_args
     if opened.view.state is None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import EditRefusedError, UsageError
-from ckpt_tools.core.listing import FileStat
-from ckpt_tools.edits import counters, lambdas, states
+from ckpt_tools.edits import counters, lambdas, loops, states
 from ckpt_tools.edits.counters import OPTIMIZER, PARTS, SCHEDULER, TRAINER, Counted, Moved
-from ckpt_tools.edits.journal import home_of
 from ckpt_tools.edits.schedulers import kind_of
-from ckpt_tools.edits.states import State, States
-from ckpt_tools.edits.values import Setting, ValuePlan, number_of, plan_values, value_at
+from ckpt_tools.edits.states import Line, States, Wanted
+from ckpt_tools.edits.values import number_of, plan_values, value_at
 from ckpt_tools.layouts import plain
-from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Role
-from ckpt_tools.model.plan import Action, MoveFile
-from ckpt_tools.model.values import as_mapping, whole
-from ckpt_tools.ops import change, reseal
-from ckpt_tools.ops.change import Opened, Rename
+from ckpt_tools.model.values import whole
+from ckpt_tools.ops import change, naming
+from ckpt_tools.ops.change import Opened
+from ckpt_tools.ops.naming import Renaming
+from ckpt_tools.ops.outlook import factor_of, outlook
 from ckpt_tools.reports.edit import Change, EditReport
 
-_NUMBER = re.compile(r"\d+(?!.*\d)")
-_POINTER = "best_model_checkpoint"
+_APART = 32
+"""Steps that several optimizers may be apart and still count as being of one step."""
 
 
 def set_step(
@@ -80,54 +76,50 @@ def _set(
 ) -> EditReport:
     view = opened.view
     found = states.find(view)
-    here = {OPTIMIZER: found.optimizer, SCHEDULER: found.scheduler, TRAINER: found.trainer}
-    change.refuse_unfit(opened, [state.part for state in here.values() if state is not None], settle, now_ns)
-    counted = _counted(view, found)
-    old = counted.present if counted.present is not None else opened.checkpoint.step
-    if counted.present is None:
-        raise EditRefusedError("nothing in this checkpoint counts steps")
-    made = _moved(opened, found, counted, target)
-    settings = []
-    for part, keys, new in made.places:
-        state = here[part]
-        if state is not None and part in parts:
-            settings.append(Setting(state.part, (*state.keys, *keys), new))
-    moving = _renamed(opened, target) if rename else None
-    pointers = _pointers(moving) if moving is not None else []
-    if moving is not None and found.trainer is not None:
-        settings += _own_pointer(found.trainer, moving)
-    planned = plan_values(view, settings, rehearse=dry_run)
-    sealing, about = reseal.follow(opened.run, view, planned.actions, target, moving.to if moving is not None else None)
-    actions = _placed([*planned.actions, *(sealing if planned.actions or moving else ())], moving)
-    for place, other in pointers:
-        actions += [replace(action, path=f"{place}/{action.path}") for action in other.actions]
-    if moving is not None:
-        actions.append(MoveFile(moving.name, moving.to))
-    notes = [*made.notes, *_notes(opened, found, counted, target, old, moving)]
-    title = f"step set from {old:,} to {target:,}" + (f", {moving.name} renamed to {moving.to}" if moving else "")
-    kind = kind_of(found.scheduler.value) if found.scheduler is not None else None
+    change.refuse_unfit(opened, found.parts, settle, now_ns)
+    lines = states.lines(view, found)
+    counted = [_counted(view, found, line) for line in lines] or [_counted(view, found, None)]
+    old = _present(lines, counted)
+    made = _trainer_moved(found, target)
+    wanted = Wanted()
+    _put(wanted, made, parts, found, None)
+    for line, own in zip(lines, counted, strict=False):
+        moved = _line_moved(view, line, own, target)
+        _put(wanted, moved, parts, found, line)
+        made.notes += moved.notes
+    moving = naming.renaming(opened, target) if rename else None
+    best = naming.own(found.trainer, moving.rename.name, moving.rename.to) if moving is not None else None
+    if best is not None and found.trainer is not None:
+        wanted.put(found.trainer, (naming.BEST,), best)
+    planned = plan_values(view, wanted.settings, rehearse=dry_run)
+    to = moving.rename.to if moving is not None else None
+    sealing, about = change.follow_seal(opened, planned.actions, target, to)
+    actions = [*planned.actions, *(sealing if planned.actions or moving is not None else ())]
+    actions = moving.placed(actions) if moving is not None else actions
+    title = f"step set from {old:,} to {target:,}" + (f", {moving.rename.name} renamed to {to}" if moving else "")
+    kind = ", ".join(dict.fromkeys(kind_of(line.state) or "unknown" for line in lines if line.scheduler)) or None
     if not actions:
-        return EditReport(
-            __version__, opened.path, f"every counter is at step {target:,} already", False, scheduler=kind
-        )
+        same = f"every counter is at step {target:,} already" + ("" if old == target else ", or stays")
+        return EditReport(__version__, opened.path, same, False, scheduler=kind, notes=tuple(made.notes))
+    shown, ahead = outlook(view, lines, wanted, planned.changed, old, target) if found.optimizers else ((), [])
+    notes = [*made.notes, *ahead, *_notes(opened, found, counted, target, old, moving)]
     done = change.carry_out(
-        opened, title, actions, planned.changed,
-        dry_run=dry_run, settle=settle, now_ns=now_ns, command=command, rename=moving,
+        opened, title, actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command,
+        rename=moving.rename if moving is not None else None,
     )  # fmt: skip
-    changed = list(change.told(planned.changed))
-    for place, other in pointers:
-        changed += [replace(row, path=f"{place}/{row.path}") for row in change.told(other.changed)]
+    changes = change.told(planned.changed)
+    changes = moving.told(changes) if moving is not None else changes
     return EditReport(
         __version__,
         opened.path,
         title,
         not dry_run,
-        tuple(row if row.key != "log_history" else _shortened(row) for row in changed),
-        (),
+        tuple(row if row.key != "log_history" else _shortened(row) for row in changes),
+        shown,
         kind,
         done.files,
         done.bytes_written,
-        (*notes, *about, *done.notes),
+        (*dict.fromkeys(notes), *about, *done.notes),
     )
 
 
@@ -136,102 +128,100 @@ def _shortened(row: Change) -> Change:
     return replace(row, old=f"{len(row.old):,} entries", new=f"{len(row.new):,} entries")
 
 
-def _counted(view: View, found: States) -> Counted:
-    trainer = scheduler = None
+# What is counted now ---------------------------------------------------------------------------------------
+
+
+def _counted(view: View, found: States, line: Line | None) -> Counted:
+    trainer = scheduler = epoch = None
+    together = False
     if found.trainer is not None:
         names = ("global_step",) if found.trainer.part.role is Role.TRAINER_STATE else plain.STEP_KEYS
         values = (whole(number_of(view, found.trainer.value.get(name))) for name in names)
         trainer = next((value for value in values if value is not None), None)
-    if found.scheduler is not None and kind_of(found.scheduler.value) not in counters.EVALUATIONS:
-        scheduler = whole(found.scheduler.value.get("last_epoch"))
+        together = found.trainer.part.role is Role.COMBINED
+        epoch = whole(number_of(view, found.trainer.value.get("epoch")))
+    if line is not None and line.state is not None and kind_of(line.state) not in counters.EVALUATIONS:
+        scheduler = counters.epoch_of(line.state)
     numbers = {}
-    if found.optimizer is not None:
-        for keys in counters.counter_keys(found.optimizer.value):
-            number = number_of(view, value_at(found.optimizer.value, keys))
+    if line is not None and line.optimizer is not None:
+        for keys in counters.counter_keys(line.optimizer.value):
+            number = number_of(view, value_at(line.optimizer.value, keys))
             if number is not None and float(number).is_integer():
                 numbers[keys] = number
-    return Counted(trainer, scheduler, numbers)
+    return Counted(trainer, scheduler, numbers, together, epoch)
 
 
-def _moved(opened: Opened, found: States, counted: Counted, target: int) -> Moved:
-    view, made = opened.view, Moved()
-    if found.trainer is not None and found.trainer.part.role is Role.TRAINER_STATE:
-        counters.move_trainer(found.trainer.value, target, made)
-    elif found.trainer is not None:
-        stated = [name for name in plain.STEP_KEYS if whole(found.trainer.value.get(name)) is not None]
+def _present(lines: Sequence[Line], counted: Sequence[Counted]) -> int:
+    """Return the step that the checkpoint is of.
+
+    Raises:
+        EditRefusedError: nothing counts, or several optimizers were not stepped together.
+    """
+    steps = [own.present for own in counted if own.present is not None]
+    if not steps:
+        raise EditRefusedError("nothing in this checkpoint counts steps")
+    own = [each.furthest for each in counted if each.furthest is not None]
+    if len(own) > 1 and max(*own, *steps) - min(own) > _APART:
+        listed = ", ".join(
+            f"{each.furthest:,} in {line.name}"
+            for line, each in zip(lines, counted, strict=True)
+            if each.furthest is not None
+        )
+        raise EditRefusedError(
+            f"the optimizers were not stepped together ({listed}; the step is {max(steps):,}): how their counters"
+            " would move cannot be told",
+        )
+    return max(steps)
+
+
+# What it moves to ------------------------------------------------------------------------------------------
+
+
+def _trainer_moved(found: States, target: int) -> Moved:
+    made = Moved()
+    trainer = found.trainer
+    if trainer is not None and trainer.part.role is Role.TRAINER_STATE:
+        counters.move_trainer(trainer.value, target, made)
+    elif trainer is not None:
+        stated = [name for name in plain.STEP_KEYS if whole(trainer.value.get(name)) is not None]
         made.places += [(TRAINER, (name,), target) for name in stated]
-        if "epoch" in found.trainer.value:
+        loops.move_loops(trainer.value, target, made)
+        if "epoch" in trainer.value and loops.step_of(trainer.value) is None:
             made.notes.append("epoch stays: how many steps one has is stored nowhere")
-    if found.optimizer is not None:
-        counters.move_optimizer(counted, target, made)
-    if found.scheduler is not None:
-        state = states.numbers(view, found.scheduler.value)
-        own = states.numbers(view, found.optimizer.value).get("param_groups") if found.optimizer is not None else []
-        groups = [group for group in own if isinstance(group, dict)] if isinstance(own, list) else []
-        total = lambdas.total_steps(view.training_args, view.state)
-        factor, _ = lambdas.factor_of(view.training_args, total)
-        counters.move_scheduler(state, groups, counted, target, factor, made)
     return made
 
 
+def _line_moved(view: View, line: Line, counted: Counted, target: int) -> Moved:
+    made = Moved()
+    if line.optimizer is not None:
+        counters.move_optimizer(counted, target, made)
+    if line.state is not None:
+        total = lambdas.total_steps(view.training_args, view.state)
+        function = factor_of(view.training_args, total, line.state)
+        counters.move_scheduler(line.state, line.groups, counted, target, function, made)
+    return made
+
+
+def _put(wanted: Wanted, made: Moved, parts: Sequence[str], found: States, line: Line | None) -> None:
+    homes = {TRAINER: found.trainer}
+    if line is not None:
+        homes = {OPTIMIZER: line.optimizer, SCHEDULER: line.scheduler}
+    for part, keys, new in made.places:
+        home = homes.get(part)
+        if home is not None and part in parts:
+            wanted.put(home, keys, new)
+
+
 def _notes(
-    opened: Opened, found: States, counted: Counted, target: int, old: int | None, moving: Rename | None
+    opened: Opened, found: States, counted: Sequence[Counted], target: int, old: int, moving: Renaming | None
 ) -> Iterator[str]:
     if found.trainer is not None and found.trainer.part.role is Role.TRAINER_STATE:
         yield from counters.data_position(found.trainer.value, opened.view.training_args, target)
-    of = counted.furthest if counted.furthest is not None else old
+    of = max((own.furthest for own in counted if own.furthest is not None), default=old)
     if of != target:
         yield f"weights and moments remain those of step {of:,}"
     named = opened.checkpoint.step
-    if named is not None and named != target and moving is None and not opened.checkpoint.is_file:
+    if moving is not None:
+        yield from moving.notes
+    elif named is not None and named != target and not opened.checkpoint.is_file:
         yield f"the directory still says {named:,}, and trainers find the latest by name: --rename renames it"
-
-
-# Another name ----------------------------------------------------------------------------------------------
-
-
-def _renamed(opened: Opened, target: int) -> Rename | None:
-    if opened.checkpoint.is_file or opened.checkpoint.step is None:
-        raise UsageError("--rename is for directories that are named by their step")
-    root = opened.home.root
-    parent, name = os.path.split(root)
-    to = _NUMBER.sub(str(target), name)
-    if to == name:
-        return None
-    files: dict[str, FileStat] = {f"{name}/{path}": entry for path, entry in opened.checkpoint.listing.files.items()}
-    return Rename(home_of(parent), files, name, to)
-
-
-def _placed(actions: Sequence[Action], moving: Rename | None) -> list[Action]:
-    if moving is None:
-        return list(actions)
-    return [replace(action, path=f"{moving.name}/{action.path}") for action in actions]
-
-
-def _own_pointer(trainer: State, moving: Rename) -> Iterator[Setting]:
-    old = trainer.value.get(_POINTER)
-    if isinstance(old, str) and os.path.basename(os.path.normpath(old)) == moving.name:
-        yield Setting(trainer.part, (_POINTER,), os.path.join(os.path.dirname(os.path.normpath(old)), moving.to))
-
-
-def _pointers(moving: Rename) -> list[tuple[str, ValuePlan]]:
-    """Return the changes of what names the directory in the other checkpoints of the run."""
-    found = []
-    run = open_run(moving.home.root)
-    for checkpoint in run.checkpoints:
-        if checkpoint.path in (".", moving.name):
-            continue
-        view = View(checkpoint)
-        settings = [
-            setting
-            for part in checkpoint.of(Role.TRAINER_STATE)
-            for content in (view.content(part),)
-            if content is not None and (value := as_mapping(content.value)) is not None
-            for setting in _own_pointer(State(part, (), value), moving)
-        ]
-        if settings:
-            planned = plan_values(view, settings)
-            sealing, _ = reseal.follow(run, view, planned.actions)
-            found.append((checkpoint.path, replace(planned, actions=(*planned.actions, *sealing))))
-        view.close()
-    return found

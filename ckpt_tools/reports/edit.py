@@ -25,11 +25,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The learning rates that a step will use, one per parameter group, with and without the edit."""
+    """The learning rates that a step will use, one per parameter group, with and without the edit.
+
+    ``step_before`` is what the same step would be called without an edit that sets the step.
+    """
 
     step: int
     before: tuple[float, ...]
     after: tuple[float, ...]
+    step_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,7 @@ class EditReport:
             rows = tuple((c.path, c.key, _value(c.old), _value(c.new)) for c in self.changes)
             blocks.append(Table(("file", "key", "before", "after"), rows))
         if self.rates:
-            rates = tuple((f"{rate.step:,}", _rates(rate.before), _rates(rate.after)) for rate in self.rates)
-            blocks.append(Table(("step", "rate before", "rate after"), rates, frozenset({0})))
+            blocks.append(_rates_table(self.rates))
         if self.files:
             files = tuple((f.path, _size(f.size_before), _size(f.size_after), *_times(f)) for f in self.files)
             blocks.append(Table(("file", "size before", "size after", "changed", "now"), files, frozenset({1, 2})))
@@ -115,7 +118,13 @@ class EditReport:
             "scheduler": self.scheduler,
             "changes": [{"path": c.path, "key": c.key, "old": c.old, "new": c.new} for c in self.changes],
             "rates": [
-                {"step": rate.step, "before": list(rate.before), "after": list(rate.after)} for rate in self.rates
+                {
+                    "step": rate.step,
+                    **({} if rate.step_before is None else {"step_before": rate.step_before}),
+                    "before": list(rate.before),
+                    "after": list(rate.after),
+                }
+                for rate in self.rates
             ],
             "files": [
                 {
@@ -162,8 +171,24 @@ def _value(value: Any) -> str:
     return human_rate(value) if isinstance(value, float) else str(value)
 
 
+def _rates_table(rates: tuple[Rates, ...]) -> Block:
+    if all(rate.step_before in (None, rate.step) for rate in rates):
+        rows = tuple((f"{rate.step:,}", _rates(rate.before), _rates(rate.after)) for rate in rates)
+        return Table(("step", "rate before", "rate after"), rows, frozenset({0}))
+    moved = tuple(
+        (
+            f"{rate.step_before or 0:,}" if rate.before else "-",
+            _rates(rate.before),
+            f"{rate.step:,}" if rate.after else "-",
+            _rates(rate.after),
+        )
+        for rate in rates
+    )
+    return Table(("step before", "rate before", "step after", "rate after"), moved, frozenset({0, 2}))
+
+
 def _rates(rates: tuple[float, ...]) -> str:
-    return ", ".join(map(human_rate, rates))
+    return ", ".join(map(human_rate, rates)) or "-"
 
 
 def _size(size: int | None) -> str:

@@ -42,6 +42,8 @@ CASES = [
     (["info", "--tensors", f"{RUN}/checkpoint-2/optimizer.pt"], HEAVY),
     (["history", RUN], HEAVY | {"matplotlib"}),
     (["explain", "CK203"], HEAVY),
+    (["set-lr", "-n", "--format", "json", f"{RUN}/checkpoint-4", "1e-3"], NOT_AT_START),
+    (["set-step", "-n", "--format", "json", f"{RUN}/checkpoint-4", "3"], NOT_AT_START),
 ]
 
 

@@ -22,6 +22,8 @@ VOLATILE = (
     (re.compile(r"[\d.,]+ (?:B|KiB|MiB) read in [\d.]+ s"), "N read in N s"),
     (re.compile(r'"bytes_read": \d+'), '"bytes_read": 0'),
     (re.compile(r'"seconds": [\d.e-]+'), '"seconds": 0'),
+    (re.compile(r'"mtime_(before|after)_ns": \d+'), r'"mtime_\1_ns": 0'),
+    (re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\dZ"), r"YYYY-MM-DD\1hh:mm:ssZ"),
 )
 
 
@@ -41,8 +43,47 @@ def remove(name: str) -> Callable[[Path], None]:
     return made
 
 
+def grow(name: str) -> Callable[[Path], None]:
+    """Put zeros behind a file."""
+
+    def made(root: Path) -> None:
+        os.truncate(root / name, (root / name).stat().st_size + 100)
+
+    return made
+
+
+def rename(old: str, new: str) -> Callable[[Path], None]:
+    def made(root: Path) -> None:
+        (root / old).rename(root / new)
+
+    return made
+
+
 def nothing(root: Path) -> None:
     pass
+
+
+def after(*lines: str) -> Callable[[Path], None]:
+    """Run other commands first."""
+
+    def made(root: Path) -> None:
+        for line in lines:
+            assert command(root.parent, line).returncode == 0
+
+    return made
+
+
+def command(directory: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """Run ``ckpt`` as a shell would in ``directory``, which holds the fixture as ``out``."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "ckpt_tools", *line.split()],
+        check=False,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
@@ -70,6 +111,65 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "latest-falls-back": ("trainer5-full", cut("checkpoint-6/optimizer.pt"), "latest out --settle 0"),
     "latest-json": ("trainer5-full", cut("checkpoint-6/optimizer.pt"), "latest out --settle 0 --format json"),
     "explain-code": ("trainer5-full", nothing, "explain CK203"),
+    "repair-lost-index": (
+        "trainer5-sharded",
+        remove("checkpoint-4/model.safetensors.index.json"),
+        "repair out --settle 0",
+    ),
+    "repair-trailing-bytes": (
+        "trainer5-sharded",
+        grow("checkpoint-4/model-00001-of-00004.safetensors"),
+        "repair out --settle 0 --write",
+    ),
+    "repair-lost-tokenizer": ("trainer5-full", remove("checkpoint-4/tokenizer.json"), "repair out --settle 0"),
+    "repair-renamed": ("trainer5-sharded", rename("checkpoint-4", "checkpoint-40"), "repair out --settle 0"),
+    "repair-nothing-helps": (
+        "trainer5-resumed-well",
+        remove("checkpoint-12/trainer_state.json"),
+        "repair out --settle 0 --write --unsafe",
+    ),
+    "repair-json": (
+        "trainer5-sharded",
+        remove("checkpoint-4/model.safetensors.index.json"),
+        "repair out --settle 0 --format json",
+    ),
+    "set-lr-dry-run": ("trainer5-full", nothing, "set-lr out/checkpoint-4 1e-3 -n --settle 0"),
+    "set-lr": ("trainer5-full", nothing, "set-lr out/checkpoint-4 --scale 0.5 --settle 0"),
+    "set-lr-json": ("trainer5-full", nothing, "set-lr out/checkpoint-4 1e-3 --settle 0 --format json"),
+    "set-lr-dry-run-json": ("trainer5-full", nothing, "set-lr out/checkpoint-4 1e-3 -n --settle 0 --format json"),
+    "set-lr-group": ("trainer5-full", nothing, "set-lr out/checkpoint-4 1e-3 --group 1 -n --settle 0"),
+    "set-lr-plateau": ("trainer5-plateau", nothing, "set-lr out/checkpoint-4 1e-3 --settle 0"),
+    "set-lr-same": ("trainer5-full", nothing, "set-lr out/checkpoint-4 0.064 --settle 0"),
+    "set-lr-run": ("trainer5-full", nothing, "set-lr out 1e-3"),
+    "set-lr-damaged": (
+        "trainer5-full",
+        cut("checkpoint-6/optimizer.pt"),
+        "set-lr out/checkpoint-6 1e-3 --settle 0",
+    ),
+    "set-lr-being-written": (
+        "trainer5-full",
+        remove("checkpoint-6/trainer_state.json"),
+        "set-lr out/checkpoint-6 1e-3 --settle 1e12",
+    ),
+    "set-step-dry-run": ("trainer5-full", nothing, "set-step out/checkpoint-4 3 -n --settle 0"),
+    "set-step": ("trainer5-full", nothing, "set-step out/checkpoint-4 3 --settle 0"),
+    "set-step-json": ("trainer5-full", nothing, "set-step out/checkpoint-4 3 --settle 0 --format json"),
+    "set-step-rename": ("trainer5-full", nothing, "set-step out/checkpoint-4 5 --rename --settle 0"),
+    "set-step-rename-dry-run": ("trainer5-full", nothing, "set-step out/checkpoint-4 5 --rename -n --settle 0"),
+    "set-step-being-written": (
+        "trainer5-full",
+        remove("checkpoint-6/trainer_state.json"),
+        "set-step out/checkpoint-6 5 --settle 1e12",
+    ),
+    "undo": ("trainer5-full", after("set-lr out/checkpoint-4 1e-3"), "undo out/checkpoint-4"),
+    "undo-json": ("trainer5-full", after("set-lr out/checkpoint-4 1e-3"), "undo out/checkpoint-4 --format json"),
+    "undo-dry-run": ("trainer5-full", after("set-step out/checkpoint-4 3"), "undo out/checkpoint-4 -n"),
+    "undo-list": (
+        "trainer5-full",
+        after("set-lr out/checkpoint-4 1e-3", "set-step out/checkpoint-4 3", "undo out/checkpoint-4"),
+        "undo out/checkpoint-4 --list",
+    ),
+    "undo-nothing": ("trainer5-full", nothing, "undo out/checkpoint-4"),
 }
 
 
@@ -83,15 +183,7 @@ def test_output_is_the_golden_one(name: str, tmp_path: Path, update: bool) -> No
     fixture, damaged, line = CASES[name]
     shutil.copytree(REPOSITORY / "fixtures" / fixture, tmp_path / "out")
     damaged(tmp_path / "out")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "COLUMNS": "100"}
-    done = subprocess.run(
-        [sys.executable, "-m", "ckpt_tools", *line.split()],
-        check=False,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = command(tmp_path, line)
     said = {"stdout": still(done.stdout).splitlines(), "stderr": still(done.stderr).splitlines(), "rc": done.returncode}
     golden = HERE / f"{name}.json"
     if update:

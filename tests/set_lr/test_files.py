@@ -120,8 +120,9 @@ def test_a_cut_copy_of_an_appended_file_never_loads_the_old_rate(tmp_path: Path)
     cut.parent.mkdir()
     for size in range(before, len(data)):
         cut.write_bytes(data[:size])
-        with pytest.raises((RuntimeError, OSError, ValueError, EOFError)):
-            torch.load(cut, weights_only=True)
+        for options in ({}, {"mmap": True}, {"weights_only": False}):
+            with pytest.raises((RuntimeError, OSError, ValueError, EOFError)):
+                torch.load(cut, **({"weights_only": True} | options))
         assert not zipfile.is_zipfile(cut)
 
 
@@ -238,6 +239,48 @@ def test_a_dry_run_changes_nothing_and_undo_gives_everything_back(copy_of: Copy,
     for _ in range(3):
         undo(str(path))
     assert digests(run) == before
+
+
+def lightning(value: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a Lightning file that an edit may change, flat."""
+    fit = value["loops"]["fit_loop"]
+    (optimizer,), (scheduler,) = value["optimizer_states"], value["lr_schedulers"]
+    return {
+        "global_step": value["global_step"],
+        "completed": fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"],
+        "batches": fit["epoch_loop.batch_progress"]["total"]["ready"],
+        "place": fit["epoch_loop.batch_progress"]["current"]["ready"],
+        "last_epoch": scheduler["last_epoch"],
+        "steps": {float(entry["step"]) for entry in optimizer["state"].values()},
+        "rates": [group["lr"] for group in optimizer["param_groups"]],
+        "last": scheduler["_last_lr"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "by_epoch"), [("run/epoch=1-step=6.ckpt", False), ("cosine/epoch=1-step=8.ckpt", True)]
+)
+def test_lightning(copy_of: Copy, name: str, by_epoch: bool) -> None:
+    path = copy_of(f"lightning/{name}")
+    before = path.read_bytes()
+    was = lightning(torch.load(path, weights_only=False))
+    report = set_lr(str(path), scale=0.5)
+    now = lightning(torch.load(path, weights_only=False))
+    assert now == was | {"rates": [rate / 2 for rate in was["rates"]], "last": [rate / 2 for rate in was["last"]]}
+    assert report.rates[0].after == tuple(now["rates"])
+    report = set_step(str(path), was["global_step"] - 1)
+    now = lightning(torch.load(path, weights_only=False))
+    counts = ("global_step", "completed", "batches")
+    assert [now[count] for count in counts] == [was[count] - 1 for count in counts]
+    assert now["last_epoch"] == was["last_epoch"] - (not by_epoch)
+    assert any("epochs, most likely" in note for note in report.notes) is by_epoch
+    assert now["steps"] == {was["global_step"] - 1.0}
+    assert (now["place"] == was["place"] - 1) is any("the place in the epoch follows" in note for note in report.notes)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    undo(str(path))
+    undo(str(path))
+    assert path.read_bytes() == before
 
 
 def test_again_is_nothing_to_do(copy_of: Copy) -> None:

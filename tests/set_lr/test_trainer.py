@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,34 @@ def test_the_trainers_log_has_the_rates_that_were_printed(tmp_path: Path, schedu
     for step, rates in told.items():
         assert seen.used[step] == pytest.approx(list(rates), **CLOSE)
         assert seen.log[step] == pytest.approx(rates[0], **CLOSE)
+
+
+def three_groups(model: Any) -> Any:
+    """AdamW with rates of their own for embeddings, matrices and the rest, as fine-tuning scripts have them."""
+    import torch
+
+    groups: dict[float, list[Any]] = {0.02: [], 0.005: [], 0.08: []}
+    for name, parameter in model.named_parameters():
+        groups[0.02 if "embed" in name else 0.005 if parameter.ndim > 1 else 0.08].append(parameter)
+    return torch.optim.AdamW([{"params": members, "lr": rate} for rate, members in groups.items()])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine_with_restarts"])
+@pytest.mark.parametrize("groups", [(), (1,), (2, 0)])
+def test_several_groups(tmp_path: Path, schedule: str, groups: tuple[int, ...]) -> None:
+    checkpoint = trained(tmp_path, schedule, three_groups)
+    reference = resumed(checkpoint, schedule, three_groups)
+    report = set_lr(str(checkpoint), 5e-4, groups=groups)
+    seen = resumed(checkpoint, schedule, three_groups)
+    lead = groups[0] if groups else 0
+    factor = 5e-4 / reference.used[SAVED + 1][lead]
+    for step, rates in seen.used.items():
+        scaled = [
+            rate * factor if not groups or number in groups else rate
+            for number, rate in enumerate(reference.used[step])
+        ]
+        assert rates == pytest.approx(scaled, **CLOSE)
+    assert len(report.rates) == 5
+    for row in report.rates:
+        assert seen.used[row.step] == pytest.approx(list(row.after), **CLOSE)
+        assert seen.log[row.step] == pytest.approx(row.after[0], **CLOSE)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,16 @@ def changes(schedule: str, steps: int, **more: Any) -> dict[str, Any]:
     return values | SCHEDULES[schedule] | more
 
 
-def trained(directory: Path, schedule: str, **more: Any) -> Path:
+Optimizer = Callable[[Any], Any]
+"""Makes the optimizer of a model; without one the Trainer makes its own, with two groups of one rate."""
+
+
+def _parts(optimizer: Optimizer | None) -> tuple[Any, dict[str, Any]]:
+    model = module("tiny").llama()
+    return model, {"optimizers": (optimizer(model), None)} if optimizer is not None else {}
+
+
+def trained(directory: Path, schedule: str, optimizer: Optimizer | None = None, **more: Any) -> Path:
     """Train the first steps of a run and return its checkpoint; the run's length is that of the whole."""
     from transformers import TrainerCallback
 
@@ -69,14 +78,13 @@ def trained(directory: Path, schedule: str, **more: Any) -> Path:
 
     directory.mkdir(parents=True, exist_ok=True)
     with quiet(directory):
-        run = module("trainer5").trainer(
-            "run", module("tiny").llama(), changes(schedule, TOTAL, **more), callbacks=[Stop()]
-        )
+        model, own = _parts(optimizer)
+        run = module("trainer5").trainer("run", model, changes(schedule, TOTAL, **more), callbacks=[Stop()], **own)
         run.train()
     return directory / "run" / f"checkpoint-{SAVED}"
 
 
-def resumed(checkpoint: Path, schedule: str, **more: Any) -> Seen:
+def resumed(checkpoint: Path, schedule: str, optimizer: Optimizer | None = None, **more: Any) -> Seen:
     """Resume and return what was used and logged."""
     from transformers import TrainerCallback
 
@@ -94,8 +102,9 @@ def resumed(checkpoint: Path, schedule: str, **more: Any) -> Seen:
                 first["log"] = list(state.log_history)
 
     with quiet(checkpoint.parent.parent):
+        model, own = _parts(optimizer)
         run = module("trainer5").trainer(
-            "resumed", module("tiny").llama(), changes(schedule, TOTAL, save_strategy="no", **more), callbacks=[Watch()]
+            "resumed", model, changes(schedule, TOTAL, save_strategy="no", **more), callbacks=[Watch()], **own
         )
         batches: list[Any] = []
         inner = run.training_step

@@ -22,9 +22,13 @@ def test_forward(tmp_path: Path, schedule: str) -> None:
     """As if the steps between had been done: their rates are passed over, and their batches skipped."""
     checkpoint = trained(tmp_path, schedule)
     reference = resumed(checkpoint, schedule)
-    set_step(str(checkpoint), 7)
+    report = set_step(str(checkpoint), 7)
     seen = resumed(checkpoint, schedule)
     assert sorted(seen.used) == list(range(8, TOTAL + 1))
+    assert [row.step for row in report.rates] == list(range(8, TOTAL + 1))
+    for row in report.rates:
+        assert seen.used[row.step] == pytest.approx(list(row.after), **CLOSE)
+        assert reference.used[row.step_before] == pytest.approx(list(row.before), **CLOSE)
     for step, rates in seen.used.items():
         assert rates == pytest.approx(reference.used[step], **CLOSE)
         assert seen.log[step] == pytest.approx(reference.log[step], **CLOSE)
