@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many random damages the differential test against the loaders makes (default 2400)",
     )
     parser.addoption("--update-goldens", action="store_true", help="write tests/golden from what is printed today")
+    parser.addoption(
+        "--most-skips", type=int, metavar="N", help="fail when more than N tests were skipped: a library got lost"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +55,18 @@ def copy_of(tmp_path: Path) -> Copy:
         return place
 
     return copied
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hold the number of skipped tests against ``--most-skips``."""
+    most = session.config.getoption("--most-skips")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if most is None or reporter is None:
+        return
+    skipped = len(reporter.stats.get("skipped", ()))
+    if skipped > most and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"\n{skipped} tests were skipped, and {most} at the most may be", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
