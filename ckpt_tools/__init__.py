@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckpt_tools.ops.history import history
     from ckpt_tools.ops.info import info
     from ckpt_tools.ops.latest import latest
+    from ckpt_tools.ops.merge import merge
     from ckpt_tools.ops.repair import repair
     from ckpt_tools.ops.seal import seal
     from ckpt_tools.ops.set_lr import set_lr
@@ -36,6 +37,7 @@ __all__ = [
     "history",
     "info",
     "latest",
+    "merge",
     "open_run",
     "repair",
     "seal",
@@ -53,6 +55,7 @@ _HOMES = {
     "history": "ckpt_tools.ops.history",
     "info": "ckpt_tools.ops.info",
     "latest": "ckpt_tools.ops.latest",
+    "merge": "ckpt_tools.ops.merge",
     "repair": "ckpt_tools.ops.repair",
     "seal": "ckpt_tools.ops.seal",
     "set_lr": "ckpt_tools.ops.set_lr",

@@ -19,6 +19,7 @@ COMMANDS: tuple[str, ...] = (
     "history",
     "seal",
     "checksum",
+    "merge",
     "set-lr",
     "set-step",
     "repair",

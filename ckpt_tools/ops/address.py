@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.core.listing import SIDECAR, scan
+from ckpt_tools.layouts.match import is_prefix
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping
 
 SHOWN_KEYS = 12
@@ -33,6 +34,8 @@ def split(target: str) -> Address:
         NothingFoundError: no beginning of the target exists, or the directory holds no such file.
     """
     head, rest = _longest(target, "")
+    if head is None and is_prefix(target):
+        return Address(target)
     if head is None:
         raise NothingFoundError(f"{target}: no such file or directory")
     if not rest:

@@ -11,8 +11,11 @@ from ckpt_tools.core.errors import EditRefusedError, UsageError
 from ckpt_tools.core.listing import FileStat
 from ckpt_tools.edits import guards, proof
 from ckpt_tools.edits.apply import apply
+from ckpt_tools.edits.counters import counter_keys
 from ckpt_tools.edits.journal import Home, home_of
 from ckpt_tools.edits.proof import Changed
+from ckpt_tools.edits.states import State
+from ckpt_tools.edits.values import number_of, value_at
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
@@ -149,11 +152,13 @@ def carry_out(
         finally:
             view.close()
 
+    inside = any(change.part.role is Role.CHUNKS for change in changed)
+    stays = (".metadata stays as it is: in the data files nothing moves, and no length changes",) if inside else ()
     if dry_run:
         guards.check(home, plan, saving)
-        return Done(tuple(_foretold(plan, files)), plan.bytes_written, ())
+        return Done(tuple(_foretold(plan, files)), plan.bytes_written, stays)
     outcome = apply(home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
-    return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, outcome.notes)
+    return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, (*stays, *outcome.notes))
 
 
 def _foretold(plan: Plan, files: Mapping[str, FileStat]) -> Iterable[FileChange]:
@@ -175,23 +180,34 @@ def told(changed: Sequence[Changed]) -> tuple[Change, ...]:
     """Return changes as reports show them; many that differ in one position alone are one, with ``[*]`` for it."""
     groups: dict[tuple[object, ...], list[Changed]] = {}
     for change in changed:
-        pattern = change.keys if len(change.keys) < 3 else (*change.keys[:-2], "*", change.keys[-1])
-        groups.setdefault((change.part.path, pattern, repr(change.old), repr(change.new)), []).append(change)
+        groups.setdefault((change.part.path, _alike(change), repr(change.old), repr(change.new)), []).append(change)
     rows: list[Change] = []
     for members in groups.values():
         first = members[0]
         if len(members) > MANY:
-            key = f"{proof.shown(first.keys[:-2])}[*]{step(first.keys[-1])}"
-            rows.append(Change(first.part.path, key, first.old, first.new))
+            rows.append(Change(first.part.path, _alike(first), first.old, first.new))
         else:
             rows += [Change(change.part.path, change.key, change.old, change.new) for change in members]
     return tuple(rows)
 
 
-def step_of(opened: Opened) -> int | None:
+def _alike(change: Changed) -> str:
+    """Return the key with ``[*]`` for the parameter, or whatever else many changes differ in."""
+    keys = change.keys
+    if change.part.role is Role.CHUNKS:  # one name: optimizer.state.layers.0.weight.step
+        words = str(keys[0]).split(".")
+        few = len(words) < 4 or len(keys) > 1
+        return change.key if few else f"{words[0]}.{words[1]}[*].{words[-1]}"
+    return change.key if len(keys) < 3 else f"{proof.shown(keys[:-2])}[*]{step(keys[-1])}"
+
+
+def step_of(opened: Opened, optimizers: Iterable[State] = ()) -> int | None:
     """Return the step that the checkpoint is of, as far as it is stored anywhere."""
     view = opened.view
     if view.step is not None:
         return view.step
     counted = [number for value in view.numbers("optimizer-step") if (number := whole(value)) is not None]
+    for state in () if counted else optimizers:
+        values = (number_of(view, value_at(state.value, keys)) for keys in counter_keys(state.value))
+        counted += [number for value in values if (number := whole(value)) is not None]
     return max(counted, default=None)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import SourceError, UsageError
@@ -15,8 +16,11 @@ from ckpt_tools.core.listing import Listing
 from ckpt_tools.core.progress import SILENT, Progress, Task
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Run
+from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.reports.checksum import ChecksumReport, Row
+
+if TYPE_CHECKING:
+    from ckpt_tools.ops.gathered import Digested
 
 
 class _Stopped(Exception):
@@ -58,16 +62,21 @@ def checksum(
 
 
 def _tensors(run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress) -> tuple[list[Row], list[str]]:
-    from ckpt_tools.ops import deep
+    from ckpt_tools.ops import deep, gathered
 
     rows: list[Row] = []
     errors: list[str] = []
     with progress.task("reading", sum(checkpoint.size for checkpoint in run.checkpoints), "B") as task:
         for checkpoint in run.checkpoints:
             view = View(checkpoint)
-            where = "" if checkpoint.path in checkpoint.listing.files else checkpoint.path
-            for name, file in deep.digests(view, jobs=jobs, task=task).files.items():
-                place = posixpath.normpath(posixpath.join(where, name))
+            found = gathered.tensors(view)
+            told, unread = gathered.digests(view, found, jobs=deep.workers(jobs), task=task)
+            errors += unread
+            rows += _gathered(checkpoint, told)
+            together = gathered.files(view, found)
+            names = [name for name in deep.files(view) if name not in together]
+            for name, file in deep.digests(view, names, jobs=jobs, task=task).files.items():
+                place = checkpoint.place(name)
                 errors += [str(error) for error in file.errors]
                 rows += [
                     Row(place, each.digest, file.size, tensor, each.ref.dtype, each.ref.shape, each.reason)
@@ -75,6 +84,18 @@ def _tensors(run: Run, base: str, algorithm: str, jobs: int | None, progress: Pr
                 ]
             errors += [f"{name}: {reason.lower()}" for name, reason in view.listing.errors.items()]
     return rows, errors
+
+
+def _gathered(checkpoint: Checkpoint, told: list[Digested]) -> Iterator[Row]:
+    """Yield the tensors that lie in several files under the directory of these, each once."""
+    sizes: dict[str, int] = {}
+    for tensor, _, _ in told:
+        sizes[tensor.place] = sizes.get(tensor.place, 0) + tensor.ref.nbytes
+    for (place, name, ref), digest, reason in told:
+        file = checkpoint.listing.files.get(place)
+        size = file.size if file is not None and file.is_file else sizes[place]
+        inside = checkpoint.place("" if place == "." else place)
+        yield Row(inside, digest, size, name, ref.dtype, ref.shape, reason)
 
 
 def _files(run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress) -> tuple[list[Row], list[str]]:

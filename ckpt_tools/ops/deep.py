@@ -88,6 +88,7 @@ def read(
         task: advanced by bytes as they are dealt with.
     """
     task = task or _Silent()
+    view.look_at_everything()
     listing = view.listing
     names = list(paths) if paths is not None else files(view)
     total = sum(listing.files[name].size for name in names)
@@ -293,8 +294,9 @@ def once(ref: TensorRef) -> TensorRef:
 
 def _joined(made: Plan, outcome: Outcome, region: Region) -> int | None:
     """Return the checksum of a record's bytes, None where some of them could not be read."""
-    from ckpt_tools.numerics.crc import combine
+    from ckpt_tools.numerics import castagnoli, crc
 
+    combine = castagnoli.combine if made.protection == "crc32c" else crc.combine
     whole: int | None = None
     for number in range(region.first, region.last):
         found = outcome.spans[number]

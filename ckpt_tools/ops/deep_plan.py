@@ -29,7 +29,8 @@ TOO_MANY = "too many views overlap in its storage"
 LEFT_OUT = "left out by the sample"
 UNREAD = "could not be read"
 
-ZIPS = ("torch-zip", "torchscript", "npz", "zip")
+CHECKSUMS = ("crc32", "crc32c")
+ZIPS = ("torch-zip", "torchscript", "npz", "zip", "keras-zip", "distcp")
 BARE = ("safetensors", "torch-legacy", "pickle")
 
 
@@ -124,10 +125,10 @@ class Plan:
 
 def plan(path: str, size: int, content: Content | None, wants: Wants) -> Plan:
     """Return how a file of ``size`` bytes is read; ``content`` None means: as bytes of no meaning."""
-    if content is None:
+    if content is None or content.container == "dcp":  # it speaks of the bytes of other files
         return _bare(path, size, wants)
     made = Plan(path, size, content.container, _protection(content), dict(content.tensors))
-    records = _comparable(content, made) if wants.checksums and made.protection == "crc32" else []
+    records = _comparable(content, made) if wants.checksums and made.protection in CHECKSUMS else []
     groups = _groups(made, records)
     points = {0, size}
     for record in records:
@@ -152,7 +153,8 @@ def plan(path: str, size: int, content: Content | None, wants: Wants) -> Plan:
             made.of[name] = position
         negative = any(never_negative(name, made.tensors[name]) for name in names)
         kind = dtype if wants.statistics and judged(dtype) else ""
-        made.spans.append(Span(begin, end - begin, kind, order, held, wants.digests, negative))
+        checksum = made.protection if held else ""
+        made.spans.append(Span(begin, end - begin, kind, order, checksum, wants.digests, negative))
         made.owners.append(names)
         if held:
             current = made.regions[-1] if made.regions else None
@@ -173,6 +175,8 @@ def _bare(path: str, size: int, wants: Wants) -> Plan:
 
 
 def _protection(content: Content) -> str:
+    if content.facts.get("checksum") in CHECKSUMS:
+        return str(content.facts["checksum"])
     if content.container in ZIPS and content.records:
         return "crc32" if content.facts.get("crc_stored") else "off"
     return "none" if content.container in BARE else ""
@@ -181,6 +185,7 @@ def _protection(content: Content) -> str:
 def _comparable(content: Content, made: Plan) -> list[Record]:
     """Return the records that can be compared, in order of position and without overlap."""
     compressed = frozenset(content.facts.get("compressed", ()))
+    made.unchecked += content.facts.get("unchecked", ())
     found: list[Record] = []
     reached = 0
     for record in sorted(content.records, key=lambda record: (record.extent.offset, record.extent.length)):

@@ -16,7 +16,7 @@ from ckpt_tools.ops import versions
 from ckpt_tools.reports.info import Adapter, Described, Files, Model, Progress, Schedule, Training
 
 SHOWN_FILES = 3
-SHOWN_WIDTH = 56
+SHOWN_WIDTH = 54
 SHOWN_NUMBERS = 4
 
 _OTHERS = (
@@ -48,7 +48,7 @@ def title(view: View) -> str:
     """Return what the checkpoint is in words: its main layout, then what it holds of others."""
     layouts = [by_name(name) for name in view.checkpoint.layouts]
     extras = [layout.title for layout in layouts[1:]]
-    if view.elsewhere:
+    if view.elsewhere and not view.assemblies:
         extras.append(view.elsewhere)
     main = layouts[0].title
     head = main if main.endswith("weights") else f"{main} checkpoint"
@@ -168,7 +168,16 @@ def model(view: View) -> Model:
         dtypes[ref.dtype] += ref.numel
     total = sum(ref.numel for ref in counted)
     tied = sum(map(len, groups)) - len(counted)
-    return Model(architecture, total, len(counted), tied, tuple(dtypes.most_common()), trained, adapters)
+    kinds = tuple(dtypes.most_common())
+    return Model(architecture, total, len(counted), tied, kinds, trained, adapters, _chunks(counted))
+
+
+def _chunks(counted: list[TensorRef]) -> tuple[int, int] | None:
+    """Return the number of chunks and of the files that they are in, None where every tensor is whole."""
+    if all(len(ref.chunks) < 2 for ref in counted):
+        return None
+    chunks = [chunk.extent.path for ref in counted for chunk in ref.chunks]
+    return len(chunks), len(set(chunks))
 
 
 def _distinct(groups: list[Mapping[str, TensorRef]]) -> Iterator[TensorRef]:
@@ -222,7 +231,7 @@ def training(view: View) -> Training:
         world_size(view),
         _precision(arguments),
         _warmup(arguments),
-        tuple(others),
+        (*others, *(line for assembly in view.assemblies for line in assembly.described)),
     )
 
 
@@ -246,7 +255,10 @@ def _precision(arguments: Mapping[str, Value]) -> str | None:
 
 
 def world_size(view: View) -> int | None:
-    """Return the number of processes that saved, by the files of which each writes its own."""
+    """Return the number of processes that saved, as they say it or by the files of which each writes its own."""
+    stated = [size for assembly in view.assemblies if (size := assembly.world_size) is not None]
+    if stated:
+        return max(stated)
     ranks = [part.rank for part in view.checkpoint.of(Role.RNG)]
     if not ranks:
         return None
@@ -286,7 +298,9 @@ def foreign(names: Mapping[str, int]) -> list[str]:
 
 
 def _notes(view: View) -> Iterator[str]:
-    if view.elsewhere == "DeepSpeed":
+    if view.assemblies:
+        pass
+    elif view.elsewhere == "DeepSpeed":
         yield "weights or optimizer are in the DeepSpeed files; their contents are not read here"
     elif view.elsewhere == "FSDP":
         yield "weights or optimizer are in the FSDP directories; their contents are not read here"

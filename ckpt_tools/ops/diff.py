@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import inf
@@ -20,7 +21,8 @@ from ckpt_tools.reports.diff import DiffReport, Tensors
 
 BY = ("layer", "role")
 
-_DECODED = (Role.OPTIMIZER, Role.WEIGHTS, Role.ADAPTER, Role.COMBINED)
+_NUMBERED = re.compile(r"state\.\d+\.")
+"""How an optimizer's state is keyed that knows its parameters by their number."""
 
 
 def diff(
@@ -68,7 +70,7 @@ def diff(
     models = [_model(target.view) for target in targets]
     names = [rename.apply(model, side) for (model, _), side in zip(models, ("left", "right"), strict=True)]
     parts = {rename(name): part for _, known in models for name, part in known.items()}
-    moments = [_moments(view) for view in views]
+    moments = _met([_moments(view, rename) for view in views], views, names)
     if targets[0].file or targets[1].file:  # one file has no say on what the other side holds beside it
         names = names if all(names) else [{}, {}]
         moments = moments if all(moments) else [{}, {}]
@@ -145,14 +147,35 @@ def _model(view: View) -> tuple[dict[str, TensorRef], dict[str, str]]:
     return _leaves(found), parts
 
 
-def _moments(view: View) -> dict[str, TensorRef]:
+def _moments(view: View, rename: diff_names.Naming) -> dict[str, TensorRef]:
     """Return the optimizer's tensors by key path, but for the step counts, which a section tells."""
     found = dict(view.optimizer_tensors)
     for part in list(view.checkpoint.of(Role.OPTIMIZER))[1:]:
         content = view.content(part)
         found.update({f"{part.path}:{name}": ref for name, ref in (content.tensors if content else {}).items()})
     inside = {name: ref for name, ref in found.items() if "state." in name and not name.endswith(".step")}
-    return _leaves(inside)
+    renamed = {_renamed(name, rename): ref for name, ref in inside.items()}
+    return _leaves(renamed if len(renamed) == len(inside) else inside)
+
+
+def _renamed(key: str, rename: diff_names.Naming) -> str:
+    head, mark, tail = key.partition("state.")
+    return head + mark + rename(tail) if not head else key
+
+
+def _met(
+    moments: list[dict[str, TensorRef]], views: tuple[View, View], names: list[dict[str, TensorRef]]
+) -> list[dict[str, TensorRef]]:
+    """Give moments the names of their parameters on the side that numbers them, where the other side has names."""
+    numbered = [any(_NUMBERED.match(key) for key in each) for each in moments]
+    if not all(moments) or numbered[0] == numbered[1]:
+        return moments
+    side = numbered.index(True)
+    optimizer, weights = views[side].optimizer, names[side] or names[1 - side]
+    known = diff_names.parameter_names(optimizer, weights) if optimizer is not None else {}
+    found = list(moments)
+    found[side] = diff_names.renumbered(moments[side], known)
+    return found
 
 
 def _leaves(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
@@ -164,14 +187,16 @@ def _leaves(tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
 
 def _owners(view: View, weights: Mapping[str, TensorRef], pairs: list[diff_tensors.Pair]) -> diff_groups.Owners:
     """Return the weight's name and the moment's for every moment whose weight is known."""
-    if view.optimizer is None:
-        return {}
-    known = diff_names.parameter_names(view.optimizer, weights)
+    known = diff_names.parameter_names(view.optimizer, weights) if view.optimizer is not None else {}
     found = {}
     for pair in pairs:
-        index, _, moment = pair.name.removeprefix("state.").partition(".")
-        if index in known:
-            found[pair.name] = known[index], moment
+        key = pair.name.removeprefix("state.")
+        number, _, rest = key.partition(".")
+        parameter, _, moment = key.rpartition(".")
+        if number in known:
+            found[pair.name] = known[number], rest
+        elif parameter in weights:
+            found[pair.name] = parameter, moment
     return found
 
 

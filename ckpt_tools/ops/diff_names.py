@@ -183,6 +183,15 @@ def parameter_names(optimizer: Mapping[Any, Value], weights: Mapping[str, Tensor
     return found
 
 
+def renumbered(moments: Mapping[str, TensorRef], names: Mapping[str, str]) -> dict[str, TensorRef]:
+    """Return moments whose parameters are numbers (``state.0.exp_avg``) by the names of those that are known."""
+    found: dict[str, TensorRef] = {}
+    for key, ref in moments.items():
+        number, _, moment = key.removeprefix("state.").partition(".")
+        found[f"state.{names[number]}.{moment}" if number in names else key] = ref
+    return found
+
+
 _MODULES = (
     "embed_tokens",
     "self_attn.q_proj",

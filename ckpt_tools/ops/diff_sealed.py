@@ -32,8 +32,9 @@ class Sealed:
     note: str | None = None
 
     def of(self, ref: TensorRef) -> str | None:
-        paths = {chunk.extent.path for chunk in ref.chunks}
-        return self.digests.get((paths.pop(), ref.fqn)) if len(paths) == 1 else None
+        if len(ref.chunks) != 1 or ref.chunks[0].sizes != ref.shape:
+            return None  # a manifest speaks of what one file holds: of a chunk, not of the whole
+        return self.digests.get((ref.chunks[0].extent.path, ref.fqn))
 
 
 def read(target: Target) -> Sealed:

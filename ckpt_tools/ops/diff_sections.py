@@ -321,7 +321,7 @@ def _group_settings(optimizer: Mapping[Any, Value] | None) -> Value:
         settings = {key: value for key, value in mapping.items() if key != "params"}
         if isinstance(params, list | tuple):
             settings["parameters"] = len(params)
-            if not plain_order:
+            if not plain_order and not all(isinstance(key, str) for key in every):
                 settings["params"] = f"{len(params)} in the order {zlib.crc32(repr(list(params)).encode()):08x}"
         found.append(settings)
     return {"param_groups": found}

@@ -27,6 +27,7 @@ class Target:
     path: str
     view: View
     file: bool
+    run: Run
     taken: str | None = None
 
 
@@ -41,7 +42,7 @@ def find(words: str, progress: Progress = SILENT) -> Target:
         return _numbered(match["path"], int(match["step"]))
     run = open_run(words)
     if run.single:
-        return Target(words, View(run.checkpoints[0]), is_file(run))
+        return Target(words, View(run.checkpoints[0]), is_file(run), run)
     return _newest(run, words, progress)
 
 
@@ -71,7 +72,7 @@ def _newest(run: Run, words: str, progress: Progress) -> Target:
 
 def _target(run: Run, checkpoint: Checkpoint, taken: str | None) -> Target:
     file = os.path.isfile(os.path.join(run.root, checkpoint.path))
-    return Target(_typed(run, checkpoint), View(checkpoint), file, taken)
+    return Target(_typed(run, checkpoint), View(checkpoint), file, run, taken)
 
 
 def _typed(run: Run, checkpoint: Checkpoint) -> str:

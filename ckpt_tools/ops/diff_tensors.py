@@ -14,6 +14,8 @@ from ckpt_tools.core.listing import Listing
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.tensors import DTYPE_BITS, TensorRef
+from ckpt_tools.numerics.assembled import ABSENT, Assembled, OpenFiles, problem
+from ckpt_tools.ops.unpacked import unpacked
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +36,6 @@ BATCH = 1 << 22
 
 BUFFER = 1 << 17
 
-ABSENT = "its bytes are not in the file"
 UNDECODED = "values of this type are not decoded"
 
 
@@ -74,31 +75,15 @@ class _Piece:
         return max(pair.left.nbytes, pair.right.nbytes) if self.count < 0 else self.count * _width(pair)
 
 
-class Files:
-    """The files of one checkpoint, each opened once and shared between threads."""
-
-    def __init__(self, listing: Listing, stack: ExitStack) -> None:
-        self._listing, self._stack = listing, stack
-        self._opened: dict[str, Source] = {}
-        self._lock = Lock()
-
-    def __getitem__(self, path: str) -> Source:
-        with self._lock:
-            if path not in self._opened:
-                self._opened[path] = self._stack.enter_context(self._listing.open(path))
-            return self._opened[path]
-
-    def of(self, ref: TensorRef) -> dict[str, Source]:
-        return {chunk.extent.path: self[chunk.extent.path] for chunk in ref.chunks}
-
-
 def compare(
     pairs: Iterable[Pair], listings: tuple[Listing, Listing], *, jobs: int | None = None, progress: Progress = SILENT
 ) -> None:
     """Fill in what became of every pair; files that cannot be read are told in ``why``, never raised."""
+    pairs = list(pairs)
+    _unpack(pairs, listings)
     pieces = [piece for pair in pairs for piece in _pieces(pair)]
     with ExitStack() as stack:
-        work = _Work(Files(listings[0], stack), Files(listings[1], stack))
+        work = _Work(*(stack.enter_context(OpenFiles(listing)) for listing in listings))
         total = sum(piece.cost for piece in pieces)
         jobs = jobs or _workers(total)
         task = stack.enter_context(progress.task("comparing", total, "B"))
@@ -112,6 +97,18 @@ def compare(
         _run(rest, work, jobs, lambda amount: None)
 
 
+def _unpack(pairs: list[Pair], listings: tuple[Listing, Listing]) -> None:
+    """Open the files inside of files, where chunks of a pair lie in some."""
+    for side, listing in zip(("left", "right"), listings, strict=True):
+        refs = {f"{number}": getattr(pair, side) for number, pair in enumerate(pairs) if not pair.sealed}
+        packed = {number: ref for number, ref in refs.items() if any(chunk.inside for chunk in ref.chunks)}
+        for number, ref in unpacked(listing, packed).items():
+            if isinstance(ref, TensorRef):
+                setattr(pairs[int(number)], side, ref)
+            else:
+                pairs[int(number)].why, pairs[int(number)].broken = ref, True
+
+
 def _workers(total: int) -> int:
     if total < SMALL:
         return 2
@@ -122,7 +119,7 @@ def _workers(total: int) -> int:
 
 def _pieces(pair: Pair) -> Iterator[_Piece]:
     left, right = pair.left, pair.right
-    if pair.sealed:
+    if pair.sealed or pair.why:
         return
     if left.shape != right.shape:
         yield from _resized(pair)
@@ -138,6 +135,10 @@ def _pieces(pair: Pair) -> Iterator[_Piece]:
         return
     if is_dense(left) and is_dense(right):
         yield from _runs(pair, left.numel)
+    elif len(left.chunks) > 1 or len(right.chunks) > 1:
+        pair.why = problem(left) or problem(right)
+        pair.broken = bool(pair.why)
+        yield from () if pair.why else _runs(pair, left.numel)
     elif _decoded(left) and _decoded(right):
         yield _Piece(pair)
     else:
@@ -151,7 +152,7 @@ def _resized(pair: Pair) -> Iterator[_Piece]:
     if len(left.shape) != len(right.shape) or left.shape[1:] != right.shape[1:] or not left.shape:
         return
     rows = min(left.shape[0], right.shape[0])
-    if is_dense(left) and is_dense(right) and rows and _decoded(left) and _decoded(right) and prod(left.shape[1:]):
+    if _in_order(left) and _in_order(right) and rows and _decoded(left) and _decoded(right) and prod(left.shape[1:]):
         pair.note = f"over the first {rows:,} rows"
         for piece in _runs(pair, rows * prod(left.shape[1:])):
             piece.measure = True
@@ -176,6 +177,11 @@ def is_dense(ref: TensorRef) -> bool:
         return False
     chunk = ref.chunks[0]
     return chunk.strides is None and chunk.byteorder == "little" and chunk.sizes == ref.shape
+
+
+def _in_order(ref: TensorRef) -> bool:
+    """Return whether the rows of a tensor are read one after another: from one run, or from several chunks."""
+    return is_dense(ref) or (len(ref.chunks) > 1 and not problem(ref))
 
 
 def _decoded(ref: TensorRef) -> bool:
@@ -227,8 +233,9 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 class _Work:
     """What a thread does with a batch; every thread keeps its own buffers."""
 
-    def __init__(self, left: Files, right: Files) -> None:
+    def __init__(self, left: OpenFiles, right: OpenFiles) -> None:
         self._files = left, right
+        self._whole: dict[tuple[int, int], Assembled] = {}
         self._own = local()
         self._lock = Lock()
 
@@ -265,16 +272,25 @@ class _Work:
         from ckpt_tools.numerics import distance
 
         left, right = (
-            (files[ref.chunks[0].extent.path], _offset(ref, piece.start), ref.dtype)
-            for files, ref in zip(self._files, (pair.left, pair.right), strict=True)
+            (*place, ref.dtype) for place, ref in zip(self._places(piece), (pair.left, pair.right), strict=True)
         )
         return distance.dense(left, right, piece.count, self._space(distance.Workspace))
+
+    def _places(self, piece: _Piece) -> Iterator[tuple[Source, int]]:
+        """Yield for each side where the elements of a piece are read from."""
+        for files, ref in zip(self._files, (piece.pair.left, piece.pair.right), strict=True):
+            if is_dense(ref):
+                yield files[ref.chunks[0].extent.path], _offset(ref, piece.start)
+            else:
+                mark = id(files), id(ref)
+                if mark not in self._whole:
+                    self._whole[mark] = Assembled(ref, files)
+                yield self._whole[mark], piece.start * (DTYPE_BITS.get(ref.dtype, 8) // 8)
 
     def _strided(self, pair: Pair) -> Distance:
         from ckpt_tools.numerics import distance
 
-        left, right = (files.of(ref) for files, ref in zip(self._files, (pair.left, pair.right), strict=True))
-        return distance.strided(pair.left, pair.right, (left, right), self._space(distance.Workspace))
+        return distance.strided(pair.left, pair.right, self._files, self._space(distance.Workspace))
 
     def _space(self, make: Callable[[], Any]) -> Any:
         if not hasattr(self._own, "space"):
@@ -284,10 +300,7 @@ class _Work:
     def _same_bytes(self, piece: _Piece) -> bool:
         pair = piece.pair
         size = (piece.count * DTYPE_BITS.get(pair.left.dtype, 8) + 7) // 8
-        left, right = (
-            (files[ref.chunks[0].extent.path], _offset(ref, piece.start))
-            for files, ref in zip(self._files, (pair.left, pair.right), strict=True)
-        )
+        left, right = self._places(piece)
         if not hasattr(self._own, "buffers"):
             self._own.buffers = bytearray(BUFFER), bytearray(BUFFER)
         return same_bytes(left, right, size, self._own.buffers)
@@ -338,8 +351,7 @@ def aliases(tensors: Mapping[str, TensorRef]) -> dict[str, list[str]]:
     """Return for every name the other names of the same bytes in the same shape (tied weights)."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, ref in tensors.items():
-        if ref.storage_id is not None and ref.chunks and ref.numel:
-            chunk = ref.chunks[0]
-            mark = (chunk.extent.path, ref.storage_id, chunk.extent.offset, ref.dtype, ref.shape, chunk.strides)
+        if (ref.storage_id is not None or len(ref.chunks) > 1) and ref.chunks and ref.numel:
+            mark = (ref.storage_id, ref.chunks, ref.dtype, ref.shape)
             groups.setdefault(mark, []).append(name)
     return {name: [other for other in names if other != name] for names in groups.values() for name in names}

@@ -175,10 +175,11 @@ def may_be_sealed(checkpoint: Checkpoint) -> bool:
 
 
 def find_pending(view: View) -> None:
-    """Note the edits of a checkpoint that were begun and not finished, for the rule about them."""
+    """Note the edits of a checkpoint that were begun and not finished, and which files others changed, for rules."""
     if may_be_sealed(view.checkpoint):
-        from ckpt_tools.edits.journal import pending_in
+        from ckpt_tools.edits.journal import edited_in, pending_in
 
+        view.edited = edited_in(view.listing)
         view.pending = tuple(edit.title or "its journal entry is damaged" for edit in pending_in(view.listing))
 
 

@@ -295,15 +295,28 @@ def _tensors(view: View, pattern: str | None) -> Tensors:
     rows: list[TensorRow] = []
     total = 0
     first: dict[tuple[object, ...], str] = {}
-    for part in view.checkpoint.parts:
-        content = view.content(part) if part.containers or part.role is Role.COMBINED else None
-        for name, ref in (content.tensors if content is not None else {}).items():
-            total += 1
-            mark = describe.storage(ref)
-            shared = first.setdefault(mark, name) if mark is not None else name
-            if pattern is None or fnmatchcase(name, pattern):
-                rows.append(TensorRow(ref, part.path, shared if shared != name else None))
+    for place, name, ref in _listed(view):
+        total += 1
+        mark = describe.storage(ref)
+        shared = first.setdefault(mark, name) if mark is not None else name
+        if pattern is None or fnmatchcase(name, pattern):
+            rows.append(TensorRow(ref, place, shared if shared != name else None, name))
     return Tensors(tuple(rows), total, pattern)
+
+
+def _listed(view: View) -> Iterator[tuple[str, str, TensorRef]]:
+    """Yield where a tensor lies, its name and the tensor: those in pieces once, those of other files file by file."""
+    together: frozenset[str] = frozenset()
+    if view.assemblies:
+        from ckpt_tools.ops import gathered
+
+        found = gathered.tensors(view)
+        together = gathered.files(view, found)
+        yield from ((gathered.chunks_of(each.ref), each.name, each.ref) for each in found)
+    for part in view.checkpoint.parts:
+        if part.path not in together and (part.containers or part.role is Role.COMBINED):
+            content = view.content(part)
+            yield from ((part.path, name, ref) for name, ref in (content.tensors.items() if content else ()))
 
 
 # A part of a file ------------------------------------------------------------------------------------------

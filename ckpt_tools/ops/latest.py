@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.core.progress import SILENT, Progress
+from ckpt_tools.layouts import tracking
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.ops import engine
 from ckpt_tools.ops import load as loading
-from ckpt_tools.reports.latest import LatestReport, Passed
+from ckpt_tools.reports.latest import LatestReport, Passed, TrackerSaid
 from ckpt_tools.rules.base import Settings
+
+MANY = 16
+"""Of more files than these whose names tell no step, none is asked for it."""
+
+_AGAIN = re.compile(r"(?:-v|hpc_ckpt_)(\d{1,18})\.ckpt\Z")
+"""Names that count the saves at one step: the higher is the later."""
 
 
 def latest(
@@ -54,6 +63,7 @@ def latest(
     unreadable: list[str] = []
     found: Checkpoint | None = None
     candidates = _candidates(run, purpose)
+    trackers = tuple(tracking.of_run(run)) if purpose is Purpose.RESUME else ()
     if not candidates:
         raise NothingFoundError(f"{run.root}: no checkpoint found")
     with ExitStack() as stack:
@@ -84,8 +94,9 @@ def latest(
         _typed(run, found) if found else None,
         found.step if found else None,
         tuple(passed),
-        tuple(_notes(run)),
+        (*_notes(run), *_tracker_notes(run, found, trackers)),
         tuple(unreadable),
+        tuple(TrackerSaid(each.path, each.target) for each in trackers if each.said is not None),
     )
 
 
@@ -93,8 +104,29 @@ def _candidates(run: Run, purpose: Purpose) -> list[Checkpoint]:
     """Return the checkpoints from the newest down; the export of a finished run counts for inference alone."""
     exports = [checkpoint for checkpoint in run.checkpoints if checkpoint.path == "." and not run.single]
     numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint not in exports]
-    ordered = sorted(numbered, key=lambda checkpoint: (checkpoint.step is not None, checkpoint.step or 0), reverse=True)
+    ordered = _ordered(numbered)
     return [*exports, *ordered] if purpose is Purpose.INFERENCE else ordered
+
+
+def _ordered(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Return checkpoints from the newest down, by the step.
+
+    Files such as ``last.ckpt``, whose names tell no step, are asked for the step that they state, where names and
+    contents of the others count the same.  Of several at one step the one that is named for it comes first, since the
+    others will be written over, and of two such names the later one.
+    """
+    newest = max((each for each in checkpoints if each.step is not None), key=lambda each: each.step or 0, default=None)
+    bare = [each for each in checkpoints if each.step is None and each.is_file]
+    alike = newest is None or (bool(bare) and View(newest).step == newest.step)
+    stated = {each.path: View(each).step for each in bare} if alike and len(bare) <= MANY else {}
+
+    def place(checkpoint: Checkpoint) -> tuple[int, bool, int, str]:
+        step = checkpoint.step if checkpoint.step is not None else stated.get(checkpoint.path)
+        again = _AGAIN.search(checkpoint.path)
+        later = int(again.group(1)) if again else 0
+        return (1 if step is None else -step, checkpoint.step is None, -later, checkpoint.path)
+
+    return sorted(checkpoints, key=place)
 
 
 def _judge(findings: list[Finding], purpose: Purpose) -> tuple[Verdict, list[Finding]]:
@@ -118,6 +150,25 @@ def _typed(run: Run, checkpoint: Checkpoint) -> str:
 
 def _notes(run: Run) -> list[str]:
     return [f"ignored {stray.path}: {_WHY[stray.why]}" for stray in run.strays]
+
+
+def _tracker_notes(run: Run, found: Checkpoint | None, trackers: Iterable[tracking.Tracked]) -> Iterator[str]:
+    """Tell what the trainer itself would take, where that is not the checkpoint that was found."""
+    for tracked in trackers:
+        tracker = tracked.tracker
+        if not tracker.followed or (found is not None and tracked.means(found)):
+            continue
+        if found is not None and os.path.dirname(found.path) != tracked.home:
+            continue
+        if tracked.said is None:
+            if tracker.without and not any(tracked.at(name) in run.listing.files for name in tracker.others):
+                yield f"{tracked.path} is missing: {tracker.without}"
+        elif tracked.target is None:
+            yield f"{tracked.path} names no checkpoint: the trainer itself would stop"
+        elif not tracked.there:
+            yield f"{tracked.path} names {tracked.target}, which is not here: the trainer itself would stop"
+        else:
+            yield f"{tracked.path} names {tracked.target}, which is what the trainer itself would take"
 
 
 _WHY = {

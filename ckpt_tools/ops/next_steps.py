@@ -55,6 +55,8 @@ def of_checkpoint(run: Run, view: View, use: Use) -> Iterator[tuple[str, str]]:
         yield "resume", f"--resume_from_checkpoint {path}"
     if layouts[0] == "accelerate" and resume is not Verdict.BROKEN:
         yield "resume", f"accelerator.load_state({plain!r})"
+    if layouts[0] == "deepspeed" and resume is not Verdict.BROKEN and view.checkpoint.path != ".":
+        yield "resume", f"engine.load_checkpoint({run.root!r}, tag={view.checkpoint.path!r})"
     if view.elsewhere == "DeepSpeed" and "zero_to_fp32.py" in view.listing.files:
         yield "merge", f"cd {path} && python zero_to_fp32.py . pytorch_model.bin"
     if view.elsewhere == "FSDP":
@@ -90,7 +92,7 @@ def _load(view: View, path: str, layouts: tuple[str, ...]) -> Iterator[tuple[str
         yield "load", f"{name if name.isidentifier() else 'AutoModel'}.from_pretrained({path!r})"
         if any(part.path.endswith(".bin") for part in view.weight_parts):
             yield "convert", "the same, then .save_pretrained('OUT') writes safetensors"
-    elif checkpoint.has(Role.COMBINED):
+    elif checkpoint.has(Role.COMBINED) and not checkpoint.has(Role.CHUNKS):
         names = {name for part in checkpoint.of(Role.COMBINED) for name in _globals(view, part)}
         odd = describe.foreign(dict.fromkeys(names, 1))
         protocols = [_protocol(view, part) for part in checkpoint.of(Role.COMBINED)]

@@ -11,6 +11,7 @@ from ckpt_tools.containers import reader
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.source import FileSource, Source
 from ckpt_tools.edits.overlay import Edited
+from ckpt_tools.layouts.assembly_dcp import DcpAssembly
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Run
 from ckpt_tools.model.manifest import NAME, SealedFile, SealedTensor
@@ -48,12 +49,39 @@ def follow(
             if path in files:
                 own = [action for action in actions if action.path == path]
                 with view.listing.open(path) as before:
-                    files[path] = _after(files[path], Edited(before, own), own)
+                    after = Edited(before, own)
+                    files[path] = _after(_shifted(files[path], _ends(view, path, before, after, own)), after, own)
     except (ManifestError, SourceError) as error:
         return [], (f"the manifest cannot be read and was left alone: {error}",)
     made = replace(manifest, files=files, step=manifest.step if step is None else step, name=name or manifest.name)
     new = sealed.encode(made)
     return ([WriteFile(shown, new, old)] if new != old else []), ("the manifest of the seal is updated as well",)
+
+
+def _ends(view: View, path: str, before: Source, after: Source, actions: Sequence[Action]) -> dict[int, int]:
+    """Return where records end now, by where they ended: those inside of a data file may grow into their padding."""
+    spans = [(each.offset, each.offset + len(each.new)) for each in actions if isinstance(each, PatchBytes)]
+    found: dict[int, int] = {}
+    for made in view.assemblies:
+        for piece in made.pieces.get(path, ()) if isinstance(made, DcpAssembly) else ():
+            start, end = piece.extent.offset, piece.extent.end
+            if any(first < end and last > start for first, last in spans):
+                old, new = (reader.open(each.window(start, end - start)).records for each in (before, after))
+                pairs = ((one.extent, other.extent) for one, other in zip(old, new, strict=False))
+                found |= {one.end: other.end for one, other in pairs if one.offset == other.offset and one != other}
+    return found
+
+
+def _shifted(file: SealedFile, ends: Mapping[int, int]) -> SealedFile:
+    """Return a file cut into segments where records end now; what was cut anew is digested anew."""
+    if file.segments is None or not ends:
+        return file
+    cut = []
+    for each in file.segments:
+        start, end = (ends.get(place, place) for place in (each.offset, each.offset + each.length))
+        same = (start, end - start) == (each.offset, each.length)
+        cut.append(each if same else replace(each, offset=start, length=end - start, digest=""))
+    return replace(file, segments=tuple(cut))
 
 
 def _after(file: SealedFile, source: Source, actions: Sequence[Action]) -> SealedFile:
@@ -72,7 +100,9 @@ def _after(file: SealedFile, source: Source, actions: Sequence[Action]) -> Seale
         old = known.get((segment.offset, segment.length))
         rank = bisect_right(ends, segment.offset)
         touched = whole or (rank < len(spans) and spans[rank][0] < segment.offset + segment.length)
-        segments.append(old if old is not None and not touched else _digested(segment, source, file.tensors or {}))
+        segments.append(
+            old if old is not None and old.digest and not touched else _digested(segment, source, file.tensors or {})
+        )
     digest = file_digest((each.length, each.digest) for each in segments)
     return SealedFile(source.size, digest, None, file.container, tuple(segments), _tensors(file, segments))
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
 from ckpt_tools._version import __version__
 from ckpt_tools.containers.base import Content
-from ckpt_tools.containers.safetensors_header import DTYPES
 from ckpt_tools.core.durable import LocalDisk, look
 from ckpt_tools.core.errors import CkptError, EditRefusedError, UsageError
 from ckpt_tools.core.source import FileSource
@@ -17,12 +14,12 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.ops import safetensors_file
 from ckpt_tools.ops.verify import verify
 from ckpt_tools.reports.repair import DONE, WAITING, Repair, RepairReport
 from ckpt_tools.reports.units import first_names
 
 _PIECE = 1 << 22
-_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
 
 
 def salvage(path: str, out: str, *, write: bool = False) -> RepairReport:
@@ -46,13 +43,13 @@ def salvage(path: str, out: str, *, write: bool = False) -> RepairReport:
         raise EditRefusedError(f"{part.path}: nothing in it is whole", hint="fall back to an older checkpoint")
     if look(out) is not None:
         raise EditRefusedError(f"{out}: exists already")
-    header = _header(kept, content)
-    size = len(header) + sum(ref.nbytes for ref in kept)
+    made = safetensors_file.header(kept, content.facts.get("metadata"))
+    size = len(made) + sum(ref.nbytes for ref in kept)
     if write:
         free = free_bytes(os.path.dirname(os.path.abspath(out)))
         if free is not None and free < size:
             raise EditRefusedError(f"too little space: {size:,} bytes are needed, and {free:,} are free")
-        _write(location, part, out, header, kept)
+        _write(location, part, out, made, kept)
     notes = [f"{len(kept):,} of {len(content.tensors):,} tensors are whole"]
     if lost:
         notes.append(f"lost: {first_names(lost)}")
@@ -76,20 +73,6 @@ def _damaged(path: str) -> tuple[str, Part, Content]:
     if len(found) != 1:
         raise UsageError(f"{path}: holds {len(found)} damaged safetensors files; name the one that is meant")
     return found[0]
-
-
-def _header(kept: list[TensorRef], content: Content) -> bytes:
-    entries: dict[str, Any] = {}
-    if content.facts.get("metadata"):
-        entries["__metadata__"] = dict(content.facts["metadata"])
-    at = 0
-    for ref in kept:
-        end = at + ref.chunks[0].extent.length
-        entries[ref.fqn] = {"dtype": _NAMES[ref.dtype], "shape": list(ref.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(len(text) + -len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _write(location: str, part: Part, out: str, header: bytes, kept: list[TensorRef]) -> None:

@@ -9,7 +9,7 @@ from math import isclose
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import EditRefusedError, UsageError
-from ckpt_tools.edits import lambdas, schedulers, states
+from ckpt_tools.edits import finding, lambdas, schedulers, states
 from ckpt_tools.edits.schedulers import OPTIMIZER, Request, Rescaled
 from ckpt_tools.edits.states import Line, Wanted
 from ckpt_tools.edits.values import plan_values
@@ -71,7 +71,8 @@ def _set(
     opened: Opened, request: Request, dry_run: bool, settle: float, now_ns: int | None, command: str
 ) -> EditReport:
     view = opened.view
-    found = states.find(view)
+    finding.refuse_rates(view)
+    found = finding.find(view)
     if not found.optimizers:
         raise EditRefusedError(
             "there is no optimizer here, so a resume takes its rate from the command line", hint="give it there"
@@ -96,7 +97,7 @@ def _set(
         same = ("every place has this rate already",)
         return EditReport(__version__, opened.path, "the learning rate stays", False, scheduler=kind, notes=same)
     title = _title(lines, scaled[0][1].factor, request)
-    shown, notes = outlook(view, lines, wanted, planned.changed, change.step_of(opened) or 0)
+    shown, notes = outlook(view, lines, wanted, planned.changed, change.step_of(opened, found.optimizers) or 0)
     sealing, about = change.follow_seal(opened, planned.actions)
     actions = [*planned.actions, *sealing]
     done = change.carry_out(
@@ -176,12 +177,18 @@ def _counted(lines: Sequence[Line]) -> Iterator[str]:
 
 # What a trainer does besides -------------------------------------------------------------------------------
 
+_LLAMA_RECIPES = (
+    "llama-recipes saves no scheduler: it makes its own at each start, which goes on from this rate where the optimizer"
+    " is loaded"
+)
+
 
 def _taken(opened: Opened, made: Rescaled, request: Request) -> list[str]:
     """Return what a trainer will still take from its command line."""
     arguments = opened.view.training_args
     if opened.view.state is None:
-        return []
+        own = made.kind == schedulers.NONE and "llama-recipes" in opened.checkpoint.layouts
+        return [_LLAMA_RECIPES] if own else []
     name = arguments.get("lr_scheduler_type")
     if made.kind == "LambdaLR":
         more = arguments.get("lr_scheduler_kwargs")

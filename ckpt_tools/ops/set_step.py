@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_tools._version import __version__
+from ckpt_tools.containers.pickle_names import several
 from ckpt_tools.core.errors import EditRefusedError, UsageError
-from ckpt_tools.edits import counters, lambdas, loops, states
+from ckpt_tools.edits import counters, finding, lambdas, loops, states
 from ckpt_tools.edits.counters import OPTIMIZER, PARTS, SCHEDULER, TRAINER, Counted, Moved
 from ckpt_tools.edits.schedulers import kind_of
 from ckpt_tools.edits.states import Line, States, Wanted
@@ -75,7 +76,8 @@ def _set(
     command: str,
 ) -> EditReport:
     view = opened.view
-    found = states.find(view)
+    finding.refuse_steps(view)
+    found = finding.find(view)
     change.refuse_unfit(opened, found.parts, settle, now_ns)
     lines = states.lines(view, found)
     counted = [_counted(view, found, line) for line in lines] or [_counted(view, found, None)]
@@ -138,7 +140,7 @@ def _counted(view: View, found: States, line: Line | None) -> Counted:
         names = ("global_step",) if found.trainer.part.role is Role.TRAINER_STATE else plain.STEP_KEYS
         values = (whole(number_of(view, found.trainer.value.get(name))) for name in names)
         trainer = next((value for value in values if value is not None), None)
-        together = found.trainer.part.role is Role.COMBINED
+        together = found.trainer.part.role in (Role.COMBINED, Role.CHUNKS)
         epoch = whole(number_of(view, found.trainer.value.get("epoch")))
     if line is not None and line.state is not None and kind_of(line.state) not in counters.EVALUATIONS:
         scheduler = counters.epoch_of(line.state)
@@ -217,6 +219,8 @@ def _notes(
 ) -> Iterator[str]:
     if found.trainer is not None and found.trainer.part.role is Role.TRAINER_STATE:
         yield from counters.data_position(found.trainer.value, opened.view.training_args, target)
+    if found.staying:
+        yield f"what else is stored of the training stays as it is: {several(found.staying)}"
     of = max((own.furthest for own in counted if own.furthest is not None), default=old)
     if of != target:
         yield f"weights and moments remain those of step {of:,}"

@@ -105,7 +105,8 @@ def verify(
     unreadable = tuple(
         f"{view.checkpoint.path}/{name}" for view in views.values() for name in (*view.errors, *view.listing.errors)
     )
-    findings = _with_commands(engine.check_run(run, views, settings, selection), run.root)
+    judged = {report.path: report.verdicts for report in reports}
+    findings = _with_commands(engine.check_run(run, views, settings, selection, judged), run.root)
     return VerifyReport(
         __version__,
         run.root,

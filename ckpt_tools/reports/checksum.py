@@ -14,7 +14,10 @@ SCHEMA = "ckpt-tools/checksum/1"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tensor of a file, or a file (``tensor`` None); ``path`` is relative to what was named."""
+    """A tensor of a file, or a file (``tensor`` None); ``path`` is relative to what was named.
+
+    A tensor that lies in several files has the path of their directory.
+    """
 
     path: str
     digest: str | None
@@ -51,7 +54,7 @@ class ChecksumReport:
             return
         for row in self.rows:
             if row.digest is not None:
-                name = row.tensor if self.single else f"{row.path}: {row.tensor}"
+                name = row.tensor if self.single or row.path == "." else f"{row.path}: {row.tensor}"
                 yield f"{row.digest}  {row.dtype} [{', '.join(map(str, row.shape))}]  {name}"
 
     def remarks(self) -> Iterator[str]:

@@ -74,7 +74,8 @@ class Adapter:
 class Model:
     """Parameters and dtypes of the weights; ``dtypes`` is ``(dtype, parameters)``, the commonest first.
 
-    ``tensors`` counts storages, ``tied`` further names for one that was counted already.
+    ``tensors`` counts storages, ``tied`` further names for one that was counted already; ``chunks`` are the pieces of
+    those that lie in several, and the files of these.
     """
 
     architecture: str | None = None
@@ -84,6 +85,7 @@ class Model:
     dtypes: tuple[tuple[str, int], ...] = ()
     trained: int | None = None
     adapters: tuple[Adapter, ...] = ()
+    chunks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +134,15 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """A tensor of the list; ``shared`` names the first tensor of the same storage where this is another view of it."""
+    """A tensor of the list; ``shared`` names the first tensor of the same storage where this is another view of it.
+
+    ``file`` tells the number of chunks and of files where there are several; ``name`` is what the model calls it.
+    """
 
     ref: TensorRef
     file: str
     shared: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +350,7 @@ def _described(described: Described) -> dict[str, Any]:
             "parameters": model.parameters,
             "tensors": model.tensors,
             "tied_names": model.tied,
+            **({"chunks": model.chunks[0], "chunk_files": model.chunks[1]} if model.chunks else {}),
             "dtypes": dict(model.dtypes),
             "trained_tensors": model.trained,
             "adapters": [
@@ -389,4 +396,5 @@ def _described(described: Described) -> dict[str, Any]:
 
 def _tensor(row: TensorRow) -> dict[str, Any]:
     inner: dict[str, Any] = document(row.ref)["$tensor"]
-    return {"name": row.ref.fqn, "file": row.file, **inner, "shared": row.shared}
+    chunks = {"chunks": len(row.ref.chunks)} if len(row.ref.chunks) > 1 else {}
+    return {"name": row.name or row.ref.fqn, "file": row.file, **inner, "shared": row.shared, **chunks}

@@ -136,6 +136,8 @@ def _facts(described: Described) -> Iterator[tuple[str, str]]:
     if model.tensors:
         text = f"{model.parameters:,} in {count(model.tensors, 'tensor')}"
         text += f" ({count(model.tied, 'more name')} for the same memory)" if model.tied else ""
+        if model.chunks:
+            text += f", stored as {count(model.chunks[0], 'chunk')} in {count(model.chunks[1], 'file')}"
         yield from _row("parameters", text)
         yield from _row("dtypes", _shares(model.dtypes, model.parameters))
     for adapter in model.adapters:
@@ -236,7 +238,7 @@ def _versions(described: Described) -> Table:
 def _tensors(tensors: Tensors) -> Table:
     rows = [
         (
-            row.ref.fqn,
+            row.name or row.ref.fqn,
             row.ref.dtype,
             "x".join(map(str, row.ref.shape)) or "scalar",
             human_bytes(row.ref.nbytes),

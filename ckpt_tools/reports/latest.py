@@ -23,6 +23,14 @@ class Passed:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackerSaid:
+    """A file of the run that names the checkpoint to resume from; ``names`` is None where it makes no sense."""
+
+    path: str
+    names: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class LatestReport:
     """The newest good checkpoint of a run; ``path`` is as a user would type it, None when none is good."""
 
@@ -34,6 +42,7 @@ class LatestReport:
     passed: tuple[Passed, ...]
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    trackers: tuple[TrackerSaid, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -69,4 +78,5 @@ class LatestReport:
                 }
                 for passed in self.passed
             ],
+            "trackers": [{"path": said.path, "names": said.names} for said in self.trackers],
         }

@@ -14,6 +14,7 @@ from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping
 from ckpt_tools.reports.units import count
 
 WIDTH = 96
+_LABEL = 72
 LONGEST_TEXT = 300
 LONGEST_BYTES = 16
 LONGEST_HEX = 64
@@ -238,7 +239,8 @@ def _plain(value: list[Value] | tuple[Value, ...]) -> bool:
 
 def _label(key: Value) -> str:
     if isinstance(key, str):
-        return key[:120] if key.isprintable() and key else repr(key[:120])
+        shown = key if len(key) <= _LABEL else f"{key[: _LABEL - 3]}..."
+        return shown if key.isprintable() and key else repr(shown)
     if isinstance(key, Opaque):
         return f"<{key.qualname}>"
     return str(key)[:120] if isinstance(key, float | None) or _small(key) else f"<{type(key).__name__}>"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_tools.containers.base import Content
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Part, Run
-from ckpt_tools.model.findings import HARMLESS, Fix, Impact, Severity, Spot
+from ckpt_tools.model.checkpoint import Part, Role, Run
+from ckpt_tools.model.findings import HARMLESS, Fix, Impact, Purpose, Severity, Spot, Verdict
 
 _ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:")
 
@@ -50,7 +50,8 @@ class Context:
     """What a rule may look at besides its subject.
 
     ``view`` is the checkpoint at hand.  ``views`` are those of the whole run by checkpoint path; only rules about
-    runs read them.  ``crashes`` collects the rules that failed.
+    runs read them, and ``judged``, the verdicts on its checkpoints where there are any.  ``crashes`` collects the rules
+    that failed.
     """
 
     run: Run
@@ -58,13 +59,20 @@ class Context:
     view: View
     views: Mapping[str, View] = field(default_factory=dict)
     crashes: list[Hit] = field(default_factory=list)
+    judged: Mapping[str, Mapping[Purpose, Verdict]] = field(default_factory=dict)
 
     def content(self, part: Part) -> Content | None:
         return self.view.content(part)
 
     def damaged(self, part: Part) -> Impact:
-        """Return what it means that ``part`` is damaged; nothing when loaders never take this file."""
-        return self.view.need(part.role).damaged
+        """Return what it means that ``part`` is damaged; nothing when loaders never take this file.
+
+        What lies in a directory of the optimizer's is read by a resume alone.
+        """
+        damaged = self.view.need(part.role).damaged
+        if part.role in (Role.METADATA, Role.CHUNKS) and part.path.startswith("optim") and "/" in part.path:
+            return replace(damaged, inference=Verdict.READY)
+        return damaged
 
 
 Check = Callable[[Any, Context], Iterable[Hit]]

@@ -156,6 +156,8 @@ def _learnt(summary: TensorSummary, part: Part, view: View) -> bool:
     """Whether a tensor is a weight or an optimizer's, wherever the file is a mixture."""
     if part.role in (Role.WEIGHTS, Role.ADAPTER, Role.OPTIMIZER):
         return True
+    if part.role is Role.CHUNKS:
+        return any(assembly.learnt(part, summary.ref.fqn) for assembly in view.assemblies)
     if part.role is not Role.COMBINED:
         return False
     return any(summary.ref is ref for held in (view.weights, view.optimizer_tensors) for ref in held.values())

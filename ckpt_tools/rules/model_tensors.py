@@ -252,7 +252,8 @@ def mixed_dtypes(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     named = config.get("dtype") or config.get("torch_dtype")
     wanted = named.removeprefix("torch.") if isinstance(named, str) else None
     large = [dtype for dtype, count in sizes.most_common() if 10 * count >= sum(sizes.values())]
-    if checkpoint.has(Role.COMBINED) or not large or "quantization_config" in config:
+    masters = context.view.elsewhere == "DeepSpeed" and not context.view.weight_parts  # float32 whatever is trained
+    if checkpoint.has(Role.COMBINED) or not large or masters or "quantization_config" in config:
         return
     shares = ", ".join(f"{dtype}: {sizes[dtype]:,} values" for dtype in large)
     if len(large) > 1:

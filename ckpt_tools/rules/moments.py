@@ -21,6 +21,7 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _SAME = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf")
 _WEIGHTS_LIKE = (".safetensors", ".bin", ".pt", ".pth")
+_NO_WEIGHTS = (*plain.OPTIMIZERS, *plain.SCHEDULERS, "callbacks", "loops")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids")
 _INTEGERS = ("int", "uint", "bool", "q")
 # Sentence-transformers keep heads in directories and loss parameters nowhere.
@@ -61,7 +62,7 @@ def _trained(view: View) -> dict[str, TensorRef] | None:
         content = view.content(part)
         if content is None or not content.readable or content.problems:
             return None
-        own = tuple(f"{key}." for key in plain.OPTIMIZER_KEYS) if part.role is Role.COMBINED else ()
+        own = tuple(f"{key}." for key in _NO_WEIGHTS) if part.role is Role.COMBINED else ()
         found |= {f"{part.path}:{name}": ref for name, ref in content.tensors.items() if not name.startswith(own)}
     if not found or any(".experts." in name for name in found):
         return None

@@ -131,7 +131,7 @@ def scheduler_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     """
     if not _saved_to_resume(checkpoint, context) or not _lacks(checkpoint, context, Role.SCHEDULER):
         return
-    if context.view.elsewhere:
+    if context.view.elsewhere not in (None, "FSDP"):
         return
     name = by_name(checkpoint.layout).usual(Role.SCHEDULER)
     other = _others_have(checkpoint, context, Role.SCHEDULER)
@@ -200,7 +200,9 @@ def saved_without_optimizer(checkpoint: Checkpoint, context: Context) -> Iterato
     view = context.view
     if checkpoint.layout == "plain" or is_file(context.run) or view.empty or view.elsewhere:
         return
-    if not checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX) or checkpoint.has(Role.OPTIMIZER, Role.SCHEDULER):
+    if not checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX):
+        return
+    if checkpoint.has(Role.OPTIMIZER, Role.SCHEDULER, Role.COMBINED):
         return
     if any("optim" in path.lower() for path in checkpoint.listing.files):
         return
@@ -324,6 +326,8 @@ def world_size(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     wanted, files = context.settings.world_size, [part.rank for part in checkpoint.of(Role.RNG)]
     written = max((rank + 1 for rank in files if rank is not None), default=1 if files else 0)
     if wanted is None or not written or wanted == written or is_file(context.run):
+        return
+    if context.view.elsewhere == "DeepSpeed":  # which has a rule of its own
         return
     new = f"ranks {written} to {wanted - 1}" if wanted - written > 1 else f"rank {wanted - 1}"
     fate = f"{new} would start with fresh random states" if wanted > written else "randomness differs"

@@ -63,6 +63,8 @@ _ARRAYS = frozenset(
 )
 # Libraries that add their tensor classes to torch's list when they are imported, as a trainer that wrote them does.
 _OWN_LISTS = ("torch.distributed.", "torchao.")
+# What DeepSpeed's own states hold, and what loads them builds.
+_OF_DEEPSPEED = ("deepspeed.", "argparse.Namespace")
 _SCALARS = frozenset(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype"))
 
 _DANGEROUS = re.compile(
@@ -77,7 +79,8 @@ _DANGEROUS = re.compile(
 )
 """Modules and functions that run, open, fetch or load something; found in no file that a trainer writes."""
 
-_CHECKED = (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER, Role.WEIGHTS, Role.ADAPTER, Role.RNG, Role.COMBINED)
+_STATES = (Role.MODEL_STATES, Role.OPTIMIZER_STATES)
+_CHECKED = (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER, Role.WEIGHTS, Role.ADAPTER, Role.RNG, Role.COMBINED, *_STATES)
 _SHOWN = 10
 
 
@@ -110,21 +113,23 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
 
     **Known exceptions.** numpy arrays in rng files, which the trainers allow themselves, and everywhere under
     accelerate. numpy scalars are CK521. `training_args.bin` is full of objects and never read at a resume. The file
-    of a plain loop is read by its own code: a note.
+    of a plain loop is read by its own code: a note. So it is for DeepSpeed's files, which it loads without this safety:
+    its own objects in them are not told.
     """
     content = context.content(part)
     if part.role not in _CHECKED or content is None or not content.readable:
         return
     allowed = ALLOWED | (_ARRAYS if part.role is Role.RNG or part.layout == "accelerate" else frozenset())
     allowed |= _SCALARS if part.role in (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER) else frozenset()
-    names = [name for name in _globals(part, context) if not name.startswith(_OWN_LISTS) and not _is_dangerous(name)]
+    own = (*_OWN_LISTS, *_OF_DEEPSPEED) if part.role in _STATES else _OWN_LISTS
+    names = [name for name in _globals(part, context) if not name.startswith(own) and not _is_dangerous(name)]
     refused = [name for name in names if name not in allowed]
     protocol = content.facts.get("protocol")
     foreign = content.facts.get("foreign_opcodes") or ()
     late = isinstance(protocol, int) and protocol > 3 and bool(foreign)
     if not refused and not foreign:
         return
-    plain = part.role is Role.COMBINED
+    plain = part.role is Role.COMBINED or part.role in _STATES
     late_title = f"is of pickle protocol {protocol}, which a safe load refuses"
     title = f"names {len(refused):,} object{'' if len(refused) == 1 else 's'} that a safe load refuses"
     yield Hit(

@@ -59,11 +59,17 @@ def one(command: Sequence[str]) -> tuple[float, float, float, int]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)
 
 
-def interleaved(commands: dict[str, Sequence[str]], count: int, codes: tuple[int, ...] = (0,)) -> dict[str, Measured]:
-    """Run the commands by turns, once unmeasured and then ``count`` times."""
+def interleaved(
+    commands: dict[str, Sequence[str]],
+    count: int,
+    codes: tuple[int, ...] = (0,),
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, Measured]:
+    """Run the commands by turns, once unmeasured and then ``count`` times; ``before`` each, something unmeasured."""
     seen: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in commands}
     for turn in range(count + 1):
         for name, command in commands.items():
+            before()
             result = one(command)
             if result[3] not in codes:
                 sys.exit(f"{name}: exit code {result[3]}: {' '.join(command)}")

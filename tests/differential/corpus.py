@@ -42,6 +42,8 @@ def subjects() -> tuple[Subject, ...]:
     for path in sorted(FIXTURES.rglob("*")):
         if not path.is_file() or "scripts" in path.parts or path.name in LEFT_OUT:
             continue
+        if path.suffix == ".distcp":  # many files in one, which mean nothing without their metadata: test_dcp
+            continue
         data = path.read_bytes()
         container = container_of(data)
         digest = (path.name, hashlib.sha256(data).digest())

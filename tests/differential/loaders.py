@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torch.distributed.tensor")  # as FSDP has it imported, whose files of ranks hold its tensors
 numpy = pytest.importorskip("numpy")
 safetensors = pytest.importorskip("safetensors")
 

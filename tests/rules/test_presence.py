@@ -54,7 +54,9 @@ CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
         damage.together(
             damage.without("model.safetensors", "optimizer.pt"),
             damage.with_file("pytorch_model_fsdp_0/__0_0.distcp"),
+            damage.with_file("pytorch_model_fsdp_0/.metadata"),
             damage.with_file("optimizer_0/__0_0.distcp"),
+            damage.with_file("optimizer_0/.metadata"),
         ),
         set(),
         READY,
@@ -65,6 +67,7 @@ CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
         damage.together(
             damage.without("model.safetensors", "optimizer.pt", "scheduler.pt"),
             damage.with_file("global_step4/mp_rank_00_model_states.pt"),
+            damage.with_file("latest", b"global_step4"),
         ),
         set(),
         READY,

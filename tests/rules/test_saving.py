@@ -42,8 +42,8 @@ CASES: list[tuple[str, str, str, Damage, set[str], tuple[str, str]]] = [
         FULL,
         "checkpoint-6",
         damage.together(damage.only("config.json"), damage.with_file("pytorch_model_fsdp_0/__0_0.distcp")),
-        {"CK101"},
-        NO_RESUME,
+        {"CK101", "CK140"},
+        BROKEN,
     ),
     ("killed, with an adapter", "trainer5-lora", "checkpoint-4", damage.killed_before_the_state, {"CK101"}, NO_RESUME),
     (

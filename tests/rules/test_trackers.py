@@ -1,0 +1,259 @@
+"""CK130-CK137: the files that name the checkpoint to resume from, and what ``ckpt latest`` says of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ckpt_tools
+from ckpt_tools.model.findings import Severity
+from tests.rules.judge import codes, finding, judge, verdicts
+
+Copy = Callable[..., Path]
+
+ZERO = "deepspeed/stage1-fp32"
+TRACKERS = ("CK13",)
+
+
+def said(run: Path, text: str | bytes | None, name: str = "latest") -> Path:
+    if text is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return run
+
+
+def without_a_rank(tag: Path) -> None:
+    next(tag.glob("*zero_pp_rank_1_mp_rank_00_optim_states.pt")).unlink()
+
+
+@pytest.fixture
+def megatron(copy_of: Copy) -> Path:
+    """A run of two checkpoints; the older one is a copy under another number."""
+    run = copy_of("megatron/legacy")
+    shutil.copytree(run / "iter_0000003", run / "iter_0000002")
+    return run
+
+
+TEXTS: list[tuple[str, str | bytes | None, set[str]]] = [
+    ("as it was written", "global_step4", set()),
+    ("a line break", "global_step4\n", set()),
+    ("a line break of Windows", "global_step4\r\n", set()),
+    ("spaces", "  global_step4 ", set()),
+    ("missing", None, {"CK130"}),
+    ("empty", "", {"CK131"}),
+    ("white space alone", "\n\n", {"CK131"}),
+    ("zeros", b"\0" * 12, {"CK131"}),
+    ("one that is not there", "global_step9", {"CK132"}),
+    ("the older one", "global_step2", {"CK133"}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [case[1:] for case in TEXTS], ids=[case[0] for case in TEXTS])
+def test_what_latest_says(text: str | bytes | None, expected: set[str], copy_of: Copy) -> None:
+    run = said(copy_of(ZERO), text)
+    report = judge(run, families=("CK",))
+    assert codes(report) == expected
+    assert verdicts(report, "global_step4")[0] == "ready"
+    for code in expected:
+        assert finding(report, code).path == "latest"
+
+
+NUMBERS: list[tuple[str, str | None, set[str]]] = [
+    ("as it was written", "3", set()),
+    ("a line break of Windows", "3\r\n", set()),
+    ("zeros in front", "0000003", set()),
+    ("missing", None, {"CK130"}),
+    ("empty", "", {"CK131"}),
+    ("a word", "iter_0000003", {"CK131"}),
+    ("a negative number", "-3", {"CK131"}),
+    ("many digits", "9" * 4000, {"CK131"}),
+    ("one that is not there", "20", {"CK132"}),
+    ("a release that is not there", "release", {"CK132"}),
+    ("the older one", "2", {"CK133"}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [case[1:] for case in NUMBERS], ids=[case[0] for case in NUMBERS])
+def test_what_the_tracker_of_megatron_says(text: str | None, expected: set[str], megatron: Path) -> None:
+    report = judge(said(megatron, text, "latest_checkpointed_iteration.txt"), families=TRACKERS)
+    assert codes(report) == expected
+
+
+def test_a_release_is_named(copy_of: Copy) -> None:
+    run = said(copy_of("megatron/legacy"), "release", "latest_checkpointed_iteration.txt")
+    (run / "iter_0000003").rename(run / "release")
+    assert codes(judge(run, families=("CK",))) == set()
+    assert ckpt_tools.latest(str(run), settle=0).path == str(run / "release")
+
+
+def test_what_a_loader_would_do_is_told(copy_of: Copy, megatron: Path) -> None:
+    report = judge(said(copy_of(ZERO), None), families=TRACKERS)
+    assert "starts from scratch" in finding(report, "CK130").detail[0]
+    report = judge(said(megatron, None, "latest_checkpointed_iteration.txt"), families=TRACKERS)
+    assert "trains from scratch" in finding(report, "CK130").detail[0]
+
+
+def test_what_was_converted_has_a_tracker_of_its_own(copy_of: Copy) -> None:
+    assert codes(judge(copy_of("deepspeed/universal-stage1"), families=TRACKERS)) == set()
+
+
+def test_one_that_names_a_broken_one(copy_of: Copy) -> None:
+    run = copy_of(ZERO)
+    without_a_rank(run / "global_step4")
+    found = finding(judge(run, families=("CK1",)), "CK134")
+    assert (found.path, found.related) == ("latest", ("global_step4",))
+    assert found.help == "global_step2 is the newest that can be resumed"
+    assert found.fix is not None
+    assert found.fix.params["text"] == "global_step2"
+
+
+def test_behind_a_broken_one_is_a_note(copy_of: Copy) -> None:
+    run = said(copy_of(ZERO), "global_step2")
+    without_a_rank(run / "global_step4")
+    found = finding(judge(run, families=("CK1",)), "CK133")
+    assert (found.severity, found.fix) == (Severity.NOTE, None)
+
+
+def test_where_nothing_is_good_no_fix_is_offered(copy_of: Copy) -> None:
+    run = said(copy_of(ZERO), "global_step9")
+    without_a_rank(run / "global_step2")
+    without_a_rank(run / "global_step4")
+    assert finding(judge(run, families=("CK1",)), "CK132").fix is None
+
+
+def test_a_single_checkpoint_has_no_tracker(copy_of: Copy) -> None:
+    run = said(copy_of(ZERO), None)
+    assert codes(judge(run / "global_step4", families=TRACKERS)) == set()
+
+
+# latest ------------------------------------------------------------------------------------------------------
+
+
+LATEST: list[tuple[str, str | None, str]] = [
+    ("missing", None, "latest is missing: DeepSpeed warns, loads nothing, and training starts from scratch"),
+    ("empty", "", "latest names no checkpoint: the trainer itself would stop"),
+    ("dangling", "global_step9", "latest names global_step9, which is not here: the trainer itself would stop"),
+    ("behind", "global_step2", "latest names global_step2, which is what the trainer itself would take"),
+]
+
+
+@pytest.mark.parametrize(("text", "note"), [case[1:] for case in LATEST], ids=[case[0] for case in LATEST])
+def test_latest_prints_the_newest_good_one_and_tells_the_trainers(text: str | None, note: str, copy_of: Copy) -> None:
+    run = said(copy_of(ZERO), text)
+    report = ckpt_tools.latest(str(run), settle=0)
+    assert report.path == str(run / "global_step4")
+    assert report.reasons() == [note]
+
+
+def test_latest_keeps_silent_where_the_tracker_is_right(copy_of: Copy) -> None:
+    report = ckpt_tools.latest(str(copy_of(ZERO)), settle=0)
+    assert report.reasons() == []
+    assert report.document()["trackers"] == [{"path": "latest", "names": "global_step4"}]
+
+
+def test_latest_passes_a_broken_one_over_that_is_named(copy_of: Copy) -> None:
+    run = copy_of(ZERO)
+    without_a_rank(run / "global_step4")
+    report = ckpt_tools.latest(str(run), settle=0)
+    assert report.path == str(run / "global_step2")
+    assert "global_step4 (broken)" in report.reasons()[0]
+    assert report.reasons()[1] == "latest names global_step4, which is what the trainer itself would take"
+
+
+def test_numbers_outrank_text(copy_of: Copy) -> None:
+    run = copy_of(ZERO)
+    (run / "global_step4").rename(run / "global_step10")
+    said(run, "global_step10")
+    assert ckpt_tools.latest(str(run), settle=0).path == str(run / "global_step10")
+
+
+# inside of a checkpoint --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(copy_of: Copy) -> Path:
+    """A checkpoint of the Trainer with DeepSpeed's tag in it, put together from both."""
+    checkpoint = copy_of("trainer5-full") / "checkpoint-4"
+    zero = copy_of(ZERO, "zero")
+    shutil.copytree(zero / "global_step4", checkpoint / "global_step4")
+    shutil.copy(zero / "latest", checkpoint / "latest")
+    (checkpoint / "optimizer.pt").unlink()
+    return checkpoint
+
+
+INNER: list[tuple[str, str | None, set[str]]] = [
+    ("as it was written", "global_step4", set()),
+    ("a line break", "global_step4\n", set()),
+    ("missing", None, {"CK135"}),
+    ("one that is not there", "global_step9", {"CK135"}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [case[1:] for case in INNER], ids=[case[0] for case in INNER])
+def test_a_tracker_inside_of_a_checkpoint(text: str | None, expected: set[str], trainer: Path) -> None:
+    report = judge(said(trainer, text), families=TRACKERS)
+    assert codes(report) == expected
+    assert verdicts(report)[0] == ("broken" if expected else "ready")
+
+
+def test_an_empty_one_inside_has_one_finding(trainer: Path) -> None:
+    report = judge(said(trainer, ""), families=("CK1", "CK2"))
+    assert codes(report) == {"CK135"}
+
+
+def test_two_tags_in_one_checkpoint(trainer: Path, copy_of: Copy) -> None:
+    shutil.copytree(copy_of(ZERO, "again") / "global_step2", trainer / "global_step2")
+    assert codes(judge(trainer, families=TRACKERS)) == set()
+    assert codes(judge(said(trainer, "global_step2"), families=TRACKERS)) == {"CK136"}
+
+
+# ranks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "expected"),
+    [
+        ("dcp/plain", 2, set()),
+        ("dcp/plain", 16, set()),
+        ("dcp/rank-local", 2, set()),
+        ("dcp/rank-local", 4, {"CK137"}),
+    ],
+)
+def test_another_number_of_ranks(name: str, ranks: int, expected: set[str], copy_of: Copy) -> None:
+    assert codes(judge(copy_of(name), families=("CK137",), world_size=ranks)) == expected
+
+
+def test_latest_passes_over_what_another_number_of_ranks_wrote(copy_of: Copy) -> None:
+    report = ckpt_tools.latest(str(copy_of("dcp/rank-local")), settle=0, world_size=4)
+    assert report.path is None
+    assert "CK137" in {found.code for found in report.passed[0].reasons}
+
+
+@pytest.mark.parametrize(
+    ("name", "newest"),
+    [
+        ("tensorflow/manager", "ckpt-3"),
+        ("detectron2", "model_final.pth"),
+        ("lightning/run", "epoch=1-step=8.ckpt"),
+        ("megatron/torch-dist", "iter_0000003"),
+    ],
+)
+def test_latest_agrees_with_the_tracker_of_a_healthy_run(name: str, newest: str, copy_of: Copy) -> None:
+    run = copy_of(name)
+    report = ckpt_tools.latest(str(run), settle=0)
+    assert (report.path, report.reasons()) == (str(run / newest), [])
+
+
+def test_a_tracker_of_tensorflow_is_written_again(copy_of: Copy) -> None:
+    run = copy_of("tensorflow/manager")
+    (run / "checkpoint").write_text('model_checkpoint_path: "ckpt-9"\n')
+    report = judge(run, families=TRACKERS)
+    fix = finding(report, "CK132").fix
+    assert fix is not None
+    assert fix.params["text"] == 'model_checkpoint_path: "ckpt-3"\nall_model_checkpoint_paths: "ckpt-3"\n'
+    ckpt_tools.repair(str(run), write=True, settle=0)
+    assert codes(judge(run, families=TRACKERS)) == set()
