@@ -22,6 +22,8 @@ KINDS: dict[str, str] = {
     "npz": "a NumPy archive (.npz)",
     "zip": "a zip archive that PyTorch did not write",
     "pickle": "a Python pickle",
+    "dcp": "metadata of torch.distributed.checkpoint",
+    "distcp": "a data file of torch.distributed.checkpoint",
     "json": "a JSON file",
     "jsonl": "a JSON lines file",
     "text": "a text file",
@@ -33,6 +35,11 @@ KINDS: dict[str, str] = {
     "7z": "a 7-Zip archive",
     "rar": "a RAR archive",
     "hdf5": "an HDF5 file",
+    "keras-zip": "a Keras archive (.keras)",
+    "msgpack": "a msgpack file (Flax)",
+    "ocdbt": "an OCDBT store's own file (Orbax)",
+    "tensor-bundle": "the index of a TensorFlow checkpoint",
+    "raw": "plain bytes of tensors",
     "gguf": "a GGUF file (llama.cpp)",
     "npy": "a NumPy array (.npy)",
     "unknown": "a file of no kind that is known here",
@@ -57,13 +64,27 @@ _MAGIC: tuple[tuple[str, bytes], ...] = (
     ("7z", b"7z\xbc\xaf\x27\x1c"),
     ("rar", b"Rar!\x1a\x07"),
     ("hdf5", b"\x89HDF\r\n\x1a\n"),
+    ("ocdbt", b"\x0c\xdb\x3a\x2a"),
     ("npy", b"\x93NUMPY"),
+)
+_OCDBT_NODE = b"\x0c\xdb\x20\xde"
+_BUNDLE_END = bytes.fromhex("57fb808b247547db")
+_MSGPACK = re.compile(
+    rb"(?:[\x81-\x8f]|\xde..|\xdf.{4})"  # a map with something in it ...
+    rb"(?:[\xa4-\xbf]|\xd9.)[A-Za-z_]{4}",  # ... whose first key is a name
+    re.DOTALL,
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90|\Z)")
 _LEGACY = re.compile(
     rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0a\x6c\xfc\x9c\x46"
     rb"|\x80.\x8a\x0a.{10}\.\x80"  # a damaged magic number: no pickle but torch's is one integer of ten bytes
     rb"|.{1,40}?\.\x80\x02M\xe9\x03\.",
+    re.DOTALL,
+)
+_DCP = re.compile(
+    rb"\x80[\x02-\x05](?:\x95.{8})?"
+    rb"(?:\x8c.torch\.distributed\.checkpoint\.metadata\x94\x8c\x08Metadata|ctorch\.distributed\.checkpoint\.metadata\nMetadata\n"
+    rb"|\x8c.megatron\.core\.dist_checkpointing\.strategies\.torch\x94\x8c\x0dMCoreMetadata)",
     re.DOTALL,
 )
 _LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
@@ -121,11 +142,21 @@ def look(source: Source, expected: tuple[str, ...] = ()) -> Look:
     head = source.read(0, PAGE)
     if not head:
         return Look("empty")
+    if "raw" in expected:  # tensors may be all zero, and may look like anything
+        return Look("ocdbt" if head.startswith(_OCDBT_NODE) else "git-lfs-pointer" if _LFS.match(head) else "raw", head)
     if not head.strip(b"\0"):
         looked = _zeros(source)
         if looked:
             return Look("zeros", head, looked)
-    return Look(_by_magic(head, source.size, expected) or _by_text(source, head, expected), head)
+    kind = _by_magic(head, source.size, expected) or _by_text(source, head, expected)
+    if kind == "unknown":
+        kind = "tensor-bundle" if _is_bundle(source, expected) else kind
+    return Look(kind, head)
+
+
+def _is_bundle(source: Source, expected: tuple[str, ...]) -> bool:
+    """The index of a TensorFlow checkpoint is told by its end, which a cut one has not."""
+    return "tensor-bundle" in expected or source.read(max(0, source.size - 8), 8) == _BUNDLE_END
 
 
 def _zeros(source: Source) -> int:
@@ -145,10 +176,14 @@ def _by_magic(head: bytes, size: int, expected: tuple[str, ...]) -> str | None:
         return "safetensors"
     for kind, magic in _MAGIC:
         if head.startswith(magic):
-            return kind
+            return "keras-zip" if kind == "torch-zip" and "keras-zip" in expected else kind
+    if _is_msgpack(head, expected):
+        return "msgpack"
     if _LEGACY.match(head):
         return "torch-legacy"
     if head[0] == 0x80 and (size == 1 or 2 <= head[1] <= 5) and (size > 1 or "pickle" in expected):
+        if "dcp" in expected or _DCP.match(head):
+            return "dcp"
         return "torch-legacy" if size < 8 and size > 2 and _LEGACY_START.startswith(head) else "pickle"
     if _BZIP2.match(head):
         return "bzip2"
@@ -159,6 +194,12 @@ def _by_magic(head: bytes, size: int, expected: tuple[str, ...]) -> str | None:
     if size < 4 and b"PK\x03\x04".startswith(head) and "torch-zip" in expected:
         return "torch-zip"
     return "safetensors" if _is_safetensors(head, size, expected) else None
+
+
+def _is_msgpack(head: bytes, expected: tuple[str, ...]) -> bool:
+    if "msgpack" in expected and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        return True
+    return _MSGPACK.match(head) is not None
 
 
 def _is_safetensors(head: bytes, size: int, expected: tuple[str, ...]) -> bool:

@@ -28,6 +28,8 @@ _BUILTINS = frozenset(
 )
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
+Shortcut = Callable[["Machine", list[Value], Memo], bool]
+
 
 class Broken(Exception):
     """The opcodes make no sense; ``cut`` where the bytes end too early."""
@@ -48,7 +50,8 @@ class Machine:
     ``position`` is where the walk stands; ``foreign`` are the opcodes met that torch's ``weights_only`` unpickler
     does not know; ``odd`` holds, by ``id``, the dictionaries that got a key which cannot be hashed cheaply, each with
     the pairs that stand for it; ``ordered`` are those that are more than plain dictionaries.  ``faults`` are things
-    that can be followed here and that no loader does, each with its first position.
+    that can be followed here and that no loader does, each with its first position.  ``shortcut`` may take the opcodes
+    behind a NEWOBJ without arguments at once.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Machine:
         self.data = data
         self.position = start
         self.protocol = 0
+        self.shortcut: Shortcut | None = None
         self.globals: dict[str, int] = {}
         self.foreign: set[int] = set()
         self.odd: dict[int, tuple[dict[Any, Any], Pairs]] = {}

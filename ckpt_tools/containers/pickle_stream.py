@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_tools.containers.base import FormatError, no_collection
-from ckpt_tools.containers.pickle_machine import Broken, Refused
+from ckpt_tools.containers.pickle_machine import Broken, Refused, Shortcut
 from ckpt_tools.containers.pickle_plain import PLAIN
 from ckpt_tools.containers.pickle_scan import View
 from ckpt_tools.containers.pickle_walk import Walk
@@ -60,12 +60,14 @@ def read(
     persistent: Callable[[Value], Value] | None = None,
     rebuild: Callable[[Opaque], Value] | None = None,
     view: View | None = None,
+    shortcut: Shortcut | None = None,
 ) -> PickleResult:
     """Decode the pickle that begins at ``start`` of ``data``.
 
     ``persistent`` turns a persistent id into a value, ``rebuild`` an object that was just called (``args`` are
     set, ``state`` and ``items`` are not yet) into another value.  ``view`` is for speed: it gives for plain tensors
-    what the other two would give.  All must return at once and raise nothing.
+    what the other two would give.  ``shortcut`` may take the opcodes behind a NEWOBJ.  All must return at once and
+    raise nothing.
 
     Raises:
         FormatError: kind ``pickle-damaged`` (a ``CutError`` where the bytes end too early), or kind
@@ -73,6 +75,7 @@ def read(
     """
     raw = data if isinstance(data, bytes) else bytes(data)
     walk = Walk(raw, start, persistent, rebuild, view, PLAIN)
+    walk.shortcut = shortcut
     try:
         with no_collection():
             value = settle(walk.run(), walk.odd, len(raw))

@@ -118,7 +118,7 @@ class Walk(Machine):
                 self.foreign.add(op)
                 if whole:
                     memo.complete()
-                memo[len(memo)] = stack[-1]
+                memo[len(memo) + memo.left_out] = stack[-1]
             elif op == 0x8C:  # SHORT_BINUNICODE
                 self.foreign.add(op)
                 end = position + 1 + data[position]
@@ -232,6 +232,8 @@ class Walk(Machine):
     def _newobj(self) -> None:
         self.budget -= 1
         arguments = self._stack.pop()
+        if arguments == () and self.shortcut is not None and self.shortcut(self, self._stack, self._memo):
+            return
         self._stack[-1] = self._call(self._stack[-1], arguments, new=True)
 
     def _newobj_ex(self) -> None:
@@ -314,9 +316,6 @@ class Walk(Machine):
         except ValueError:
             raise Broken("a number that is none") from None
 
-    def _persid(self) -> None:
-        self._stack.append(self._lookup(self._text(self._line())))
-
     def _collect(self) -> None:
         items, self._stack = self._stack, self._under.pop()
         self.budget -= 1
@@ -383,7 +382,7 @@ _RARE: dict[int, Callable[[Walk], None]] = {
     0x49: Walk._int,
     0x4C: lambda walk: walk._stack.append(walk._digits(walk._line().removesuffix(b"L"))),
     0x46: Walk._float,
-    0x50: Walk._persid,
+    0x50: lambda walk: walk._stack.append(walk._lookup(walk._text(walk._line()))),
     0x67: lambda walk: walk._stack.append(walk._memo[walk._digits(walk._line())]),
     0x70: lambda walk: walk._memo.__setitem__(walk._digits(walk._line()), walk._stack[-1]),
     0x6C: Walk._collect,

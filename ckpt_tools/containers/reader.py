@@ -49,6 +49,12 @@ def _bare_pickle(source: Source) -> Content:
     return bare_pickle.read(source)
 
 
+def _dcp(source: Source) -> Content:
+    from ckpt_tools.containers import dcp
+
+    return dcp.read(source)
+
+
 def _json(source: Source) -> Content:
     from ckpt_tools.containers import json_text
 
@@ -67,14 +73,55 @@ def _text(source: Source) -> Content:
     return text.read(source)
 
 
+def _hdf5(source: Source) -> Content:
+    from ckpt_tools.containers import hdf5
+
+    return hdf5.read(source)
+
+
+def _keras_zip(source: Source) -> Content:
+    from ckpt_tools.containers import keras_zip
+
+    return keras_zip.read(source)
+
+
+def _msgpack(source: Source) -> Content:
+    from ckpt_tools.containers import msgpack
+
+    return msgpack.read(source)
+
+
+def _ocdbt(source: Source) -> Content:
+    from ckpt_tools.containers import ocdbt
+
+    return ocdbt.read(source)
+
+
+def _tensor_bundle(source: Source) -> Content:
+    from ckpt_tools.containers import tensor_bundle
+
+    return tensor_bundle.read(source)
+
+
+def _raw(source: Source) -> Content:
+    return Content("raw", source.size)
+
+
 READERS: tuple[tuple[str, Callable[[Source], Content]], ...] = (
     ("safetensors", _safetensors),
     ("torch-zip", _torch_zip),
     ("torch-legacy", _torch_legacy),
     ("pickle", _bare_pickle),
+    ("dcp", _dcp),
     ("json", _json),
     ("jsonl", _json_lines),
     ("text", _text),
+    ("hdf5", _hdf5),
+    ("keras-zip", _keras_zip),
+    ("msgpack", _msgpack),
+    ("ocdbt", _ocdbt),
+    ("tensor-bundle", _tensor_bundle),
+    ("raw", _raw),
 )
 """The kinds that are read, each with its reader."""
 
@@ -84,7 +131,7 @@ def read(source: Source, expected: tuple[str, ...] = ()) -> Content:
 
     Bad bytes are problems of the content, never an exception.  ``expected`` are the containers that loaders read
     under the file's name: it breaks ties (see ``kinds.identify``), and a file of another readable kind is read as
-    what it is.  Kinds that are known and not read here (GGUF, HDF5, ``.npy``) come back unreadable, and are a
+    what it is.  Kinds that are known and not read here (GGUF, ``.npy``) come back unreadable, and are a
     problem only where something else was expected.
 
     Raises:

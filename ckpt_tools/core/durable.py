@@ -36,8 +36,11 @@ class Disk(Protocol):
     A change is safe from a crash once its file (bytes, size) or its directory (names) was synced.
     """
 
-    def write(self, path: str, offset: int, data: bytes) -> None:
+    def write(self, path: str, offset: int, data: bytes | memoryview) -> None:
         """Put ``data`` at ``offset`` of an existing file; a file that ends there grows."""
+
+    def flush(self, path: str) -> None:
+        """Wait until what was written to a file so far is on the disk, and go on writing to it."""
 
     def truncate(self, path: str, size: int) -> None:
         """Cut an existing file."""
@@ -83,8 +86,11 @@ class LocalDisk:
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
 
-    def write(self, path: str, offset: int, data: bytes) -> None:
+    def write(self, path: str, offset: int, data: bytes | memoryview) -> None:
         _write(self._writer(path), offset, memoryview(data))
+
+    def flush(self, path: str) -> None:
+        os.fsync(self._writer(path))
 
     def truncate(self, path: str, size: int) -> None:
         os.ftruncate(self._writer(path), size)

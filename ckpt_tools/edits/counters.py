@@ -12,10 +12,10 @@ from typing import Any
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.edits.lambdas import Factor
 from ckpt_tools.edits.rates import UnknownRatesError, closed_form
-from ckpt_tools.edits.schedulers import NONE, kind_of
+from ckpt_tools.edits.schedulers import NONE, OF_DEEPSPEED, kind_of
 from ckpt_tools.model.values import Value, as_mapping, real, whole
 
-TRAINER, SCHEDULER, OPTIMIZER = "trainer-state", "scheduler", "optimizer"
+TRAINER, SCHEDULER, OPTIMIZER, ENGINE = "trainer-state", "scheduler", "optimizer", "engine"
 PARTS = (TRAINER, SCHEDULER, OPTIMIZER)
 EVALUATIONS = frozenset(("ReduceLROnPlateau", "GreedyLR"))
 
@@ -106,6 +106,9 @@ def counter_keys(optimizer: Mapping[Any, Value]) -> Iterator[Keys]:
 def epoch_of(state: Mapping[Any, Value]) -> int | None:
     """Return how often a scheduler was stepped; a chain counts in its parts alone."""
     inner = state.get("_schedulers")
+    if kind_of(state) == OF_DEEPSPEED:
+        batch = whole(state.get("last_batch_iteration"))  # counted from 0
+        return None if batch is None else batch + 1
     if "last_epoch" in state or not isinstance(inner, list):
         return whole(state.get("last_epoch"))
     counts = {whole((as_mapping(each) or {}).get("last_epoch")) for each in inner}
@@ -162,6 +165,10 @@ def move_scheduler(
             f"the scheduler counts to {counted.scheduler:,}, which are no such steps (epochs, most likely): it stays,"
             " and so do the rates"
         )
+        return
+    if kind == OF_DEEPSPEED:
+        made.places.append((SCHEDULER, ("last_batch_iteration",), max(-1, (epoch_of(state) or 0) - 1 + shift.by)))
+        made.notes.append("the rate of the first step stays; DeepSpeed computes the later ones from its own settings")
         return
     rates, why = _rates_then(kind, state, groups, function, shift.by)
     if not _shift(kind, state, (), shift.by, rates, made):
@@ -297,6 +304,28 @@ def move_trainer(state: Mapping[Any, Value], target: int, made: Moved) -> None:
     total = whole(state.get("max_steps"))
     if total is not None and 0 < total <= target:
         made.notes.append(f"step {target:,} of {total:,}: a resume ends at once unless it is given more steps")
+
+
+def move_engine(state: Mapping[Any, Value], names: Sequence[str], present: int, target: int, made: Moved) -> None:
+    """Move DeepSpeed's own count of steps as the training's moves, and the samples in proportion.
+
+    ``names`` are those under which a loop may have stored the same count once more.
+    """
+    own = whole(state.get("global_steps"))
+    if own is None:
+        return
+    near = abs(present - own) <= max(_LAG, present // 50)
+    then = max(0, own + target - present) if near else target
+    if not near:
+        made.notes.append(f"global_steps is {own:,}, not {present:,}: it moves from there")
+    made.places.append((ENGINE, ("global_steps",), then))
+    made.places += [(ENGINE, (name,), then) for name in names if whole(state.get(name)) == own]
+    samples = whole(state.get("global_samples"))
+    if own and samples:
+        made.places.append((ENGINE, ("global_samples",), round(samples * then / own)))
+    skipped = whole(state.get("skipped_steps"))
+    if skipped and own != then:
+        made.notes.append(f"skipped_steps stays {skipped:,}")
 
 
 def _later(entry: Value, target: int) -> bool:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -189,14 +190,8 @@ def pending_in(listing: Listing) -> list[Edit]:
 
     A sealed entry that cannot be read is told with an empty title.
     """
-    root = os.path.realpath(listing.root)
-    if SIDECAR in listing.files:
-        homes = [Home(root), *within(Home(root))]
-    else:
-        files = [path for path, entry in listing.files.items() if entry.is_file and "/" not in path]
-        homes = [Home(root, f"{SIDECAR}/{files[0]}")] if len(files) == 1 else []
     found = []
-    for home in homes:
+    for home in _homes_in(listing):
         for name in _names(home):
             if name.state in ("pending", "undoing"):
                 try:
@@ -204,6 +199,25 @@ def pending_in(listing: Listing) -> list[Edit]:
                 except CkptError:
                     found.append(Edit(home, name.number, name.state, name.progress, name.name, "", 0, "", "", ()))
     return found
+
+
+def edited_in(listing: Listing) -> frozenset[str]:
+    """Return the files of a checkpoint that edits changed, by the journal."""
+    found: set[str] = set()
+    for home in _homes_in(listing):
+        for name in _names(home):
+            if name.state == "done":
+                with suppress(CkptError):
+                    found.update(_head(home, name, _open(home, name)[0]).paths)
+    return frozenset(found)
+
+
+def _homes_in(listing: Listing) -> list[Home]:
+    root = os.path.realpath(listing.root)
+    if SIDECAR in listing.files:
+        return [Home(root), *within(Home(root))]
+    files = [path for path, entry in listing.files.items() if entry.is_file and "/" not in path]
+    return [Home(root, f"{SIDECAR}/{files[0]}")] if len(files) == 1 else []
 
 
 def load(edit: Edit) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.source import Extent, Source
+from ckpt_tools.edits import inside
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Part
+from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
 
@@ -33,6 +34,8 @@ class Changed:
 
     @property
     def key(self) -> str:
+        if self.part.role is Role.CHUNKS:  # the first is a name, dots and all
+            return str(self.keys[0]) + "".join(map(step, self.keys[1:]))
         return shown(self.keys)
 
 
@@ -41,22 +44,45 @@ def shown(keys: Keys) -> str:
     return "".join(map(step, keys)).removeprefix(".")
 
 
-def prove(before: View, after: View, changed: Sequence[Changed]) -> str | None:
+def prove(
+    before: View, after: View, changed: Sequence[Changed], moved: Callable[[str], str] = lambda path: path
+) -> str | None:
     """Return what is not exactly as planned in the files as they are now, None when all is.
 
-    ``before`` is the view that the plan was made with, ``after`` a new one of the same checkpoint.
+    ``before`` is the view that the plan was made with, ``after`` a new one of the same checkpoint; ``moved`` gives the
+    name that a file of the former has in the latter.
     """
     parts = {part.path: part for part in after.checkpoint.parts}
     for path in dict.fromkeys(change.part.path for change in changed):
-        part = parts.get(path)
+        part = parts.get(moved(path))
         own = [change for change in changed if change.part.path == path]
-        was = before.content(own[0].part)
-        if part is None or was is None:
+        if part is None:
             return f"{path}: is gone"
-        with after.listing.open(path) as source:
-            reason = unmet(was, reader.read(source, part.containers), own, source)
+        with after.listing.open(part.path) as source:
+            source.name = path  # the places of tensors begin with it, and are compared with those before
+            if part.role is Role.CHUNKS:
+                reason = _unmet_inside(before, after, part, own, source)
+            else:
+                was = before.content(own[0].part)
+                now = reader.read(source, part.containers)
+                reason = unmet(was, now, own, source) if was is not None else "is gone"
         if reason is not None:
             return f"{path}: {reason}"
+    return None
+
+
+def _unmet_inside(before: View, after: View, part: Part, changed: Sequence[Changed], source: Source) -> str | None:
+    """Compare the files inside of a data file that were meant to change; all other bytes have no action at all."""
+    by_name: dict[str, list[Changed]] = {}
+    for change in changed:
+        by_name.setdefault(change.keys[0], []).append(change)
+    for inner in inside.opened(after, part, by_name, source):
+        was = inside.kept(before, part, inner.name)
+        if was is None:
+            return f"what {inner.name} was is not known"
+        reason = unmet(was, inner.content, by_name[inner.name], inner.source)
+        if reason is not None:
+            return reason
     return None
 
 
@@ -70,8 +96,11 @@ def unmet(before: Content, after: Content, changed: Sequence[Changed], source: S
         return f"it would be damaged afterwards: {new.message}"
     if set(before.globals) < set(after.globals):
         return "it refers to more classes afterwards"
-    tree: dict[Any, Any] = {}
+    tree: Any = {}
     for change in changed:
+        if not change.keys:
+            tree = _Leaf(change.new)
+            break
         node = tree
         for key in change.keys[:-1]:
             node = node.setdefault(key, {})

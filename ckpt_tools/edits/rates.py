@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_tools.edits.lambdas import Factor
-from ckpt_tools.edits.schedulers import NONE, UNKNOWN, kind_of
+from ckpt_tools.edits.schedulers import NONE, OF_DEEPSPEED, UNKNOWN, kind_of
 from ckpt_tools.model.values import real
 
 Numbers = dict[str, Any]
@@ -52,6 +52,8 @@ def _advance(kind: str, state: Numbers | None, rates: Rates, groups: list[Number
         return rates
     if kind in ("ReduceLROnPlateau", "GreedyLR"):
         raise UnknownRatesError(f"{kind} keeps this rate until its metric decides otherwise")
+    if kind == OF_DEEPSPEED:
+        raise UnknownRatesError("DeepSpeed computes them from the ds_config given at launch")
     if kind == UNKNOWN:
         raise UnknownRatesError("what decides the later rates is not known")
     if kind == "SequentialLR":

@@ -20,6 +20,8 @@ from ckpt_tools.model.values import Value, real
 OPTIMIZER, SCHEDULER = "optimizer", "scheduler"
 NONE = "none"
 UNKNOWN = "unknown"
+OF_DEEPSPEED = "of DeepSpeed"
+"""DeepSpeed's own schedulers, which keep one counter and no rate."""
 
 _BARE = frozenset(
     ("base_lrs", "last_epoch", "verbose", "_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr")

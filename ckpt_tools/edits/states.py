@@ -28,7 +28,8 @@ _CLOSE = 1e-6
 class Place:
     """Where a state dict is stored: ``keys`` lead to it in the file.
 
-    A kind of file that names things otherwise, or holds only some of them, has a place of its own with another ``at``.
+    A kind of file that names things otherwise, or holds only some of them, has a place of its own with another ``at``,
+    or with another ``every`` where one number may be stored in it more than once.
     """
 
     part: Part
@@ -37,6 +38,11 @@ class Place:
     def at(self, keys: Keys) -> Keys | None:
         """Return the whole key path of what ``keys`` lead to in the state dict, None where it is not stored here."""
         return (*self.keys, *keys)
+
+    def every(self, keys: Keys) -> Iterable[Keys]:
+        """Return all such key paths."""
+        there = self.at(keys)
+        return () if there is None else (there,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +88,28 @@ class States:
     optimizers: tuple[State, ...]
     schedulers: tuple[State, ...]
     trainer: State | None
+    beside: tuple[Part, ...] = ()
+    """Files that say where it is: they have to be whole, and stay as they are."""
+    staying: tuple[str, ...] = ()
+    """What else of the training's state is stored and may count, by name: no edit knows what it means."""
+    engine: State | None = None
+    """What an engine below the training counts itself (DeepSpeed's model states)."""
 
     @property
     def parts(self) -> list[Part]:
         """Every file that holds any of it."""
-        every = (*self.optimizers, *self.schedulers, *((self.trainer,) if self.trainer is not None else ()))
+        own = [state for state in (self.trainer, self.engine) if state is not None]
+        every = (*self.optimizers, *self.schedulers, *own)
         found = {place.part.path: place.part for state in every for place in state.places}
-        return list(found.values())
+        return list({**found, **{part.path: part for part in self.beside}}.values())
 
 
 def find(view: View) -> States:
-    """Return the state dicts of a checkpoint.
+    """Return the state dicts that files hold as a whole; ``edits.finding`` knows of others.
 
     Raises:
-        EditRefusedError: they are in files that are not edited.
+        EditRefusedError: a file cannot be read.
     """
-    if view.elsewhere is not None:
-        raise EditRefusedError(
-            f"the optimizer is in the files of {view.elsewhere}, which are not edited by this version"
-        )
     return States(
         tuple(_found(view, Role.OPTIMIZER, plain.OPTIMIZERS, "param_groups")),
         tuple(_found(view, Role.SCHEDULER, plain.SCHEDULERS, "_last_lr")),
@@ -224,7 +233,7 @@ class Wanted:
         Raises:
             EditRefusedError: it is stored nowhere.
         """
-        stored = [(place.part, there) for place in state.places if (there := place.at(keys)) is not None]
+        stored = [(place.part, there) for place in state.places for there in place.every(keys)]
         if not stored:
             raise EditRefusedError(f"{state.name}: {shown(keys)} is stored nowhere; nothing was changed")
         for part, there in stored:

@@ -10,7 +10,7 @@ import json
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_tools.containers import pickle_stream, reader
@@ -19,11 +19,13 @@ from ckpt_tools.containers.numpy_values import numpy_scalar_value
 from ckpt_tools.containers.pickle_positions import Keys, NoPositionError, Positions, Scalar, opcodes
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.core.source import Source
+from ckpt_tools.edits import inside
 from ckpt_tools.edits.overlay import Edited
 from ckpt_tools.edits.proof import Changed, packed, same, shown, tensor_number, unmet, unpacked
 from ckpt_tools.edits.zip_patch import edit_zip
+from ckpt_tools.edits.zip_room import refit_zip
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Part
+from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.plan import Action, PatchBytes, WriteFile
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Value, as_mapping
@@ -92,22 +94,18 @@ def plan_values(view: View, settings: Iterable[Setting], *, rehearse: bool = Tru
     changed: list[Changed] = []
     for wanted in by_part.values():
         part = wanted[0].part
-        content = _readable(view, part)
         with view.listing.open(part.path) as source:
-            file = _File(part, content, source)
-            made, differing = file.plan(wanted)
-            if not made:
-                continue
-            if not rehearse and all(isinstance(action, PatchBytes) for action in made):
-                actions += made
-                changed += differing
-                continue
-            planned = Edited(source, made)
-            reason = unmet(content, reader.read(planned, part.containers), differing, planned)
-            if reason is not None:
-                raise EditRefusedError(f"{part.path}: cannot be edited without changing something else: {reason}")
-        actions += made
-        changed += differing
+            for file, own in _files(view, part, source, wanted):
+                made, differing = file.plan(own)
+                if made and (rehearse or not all(isinstance(action, PatchBytes) for action in made)):
+                    planned = Edited(file.source, made)
+                    reason = unmet(file.content, file.read(planned), differing, planned)
+                    if reason is not None:
+                        raise EditRefusedError(
+                            f"{part.path}: cannot be edited without changing something else: {reason}"
+                        )
+                actions += file.placed(made)
+                changed += differing if made else ()
     return ValuePlan(tuple(actions), tuple(changed))
 
 
@@ -125,9 +123,37 @@ def _readable(view: View, part: Part) -> Content:
     return content
 
 
+def _files(
+    view: View, part: Part, source: Source, settings: Sequence[Setting]
+) -> Iterator[tuple[_File, Sequence[Setting]]]:
+    """Yield what is edited as a file: a part, or in a data file each of the files inside that is meant."""
+    if part.role is not Role.CHUNKS:
+        yield _File(part, _readable(view, part), source), settings
+        return
+    by_name: dict[str, list[Setting]] = {}
+    for setting in settings:
+        by_name.setdefault(setting.keys[0], []).append(setting)
+    for inner in inside.opened(view, part, by_name, source):
+        inside.keep(view, part, inner)
+        yield _File(part, inner.content, inner.source, inner), by_name[inner.name]
+
+
 class _File:
-    def __init__(self, part: Part, content: Content, source: Source) -> None:
-        self.part, self.content, self.source = part, content, source
+    """A file, or a file inside of a data file: that keeps its length, and its name is the first of all keys."""
+
+    def __init__(self, part: Part, content: Content, source: Source, inner: inside.Inner | None = None) -> None:
+        self.part, self.content, self.source, self.inner = part, content, source, inner
+        self.depth = 0 if inner is None else 1
+
+    def read(self, source: Source) -> Content:
+        """Return what another version of the file holds."""
+        return reader.read(source, self.part.containers) if self.inner is None else inside.read(source, self.inner.name)
+
+    def placed(self, actions: Iterable[Action]) -> Iterator[Action]:
+        """Yield actions on this file as those on the file that is a part."""
+        begin = self.inner.offset if self.inner is not None else 0
+        for action in actions:
+            yield replace(action, offset=action.offset + begin) if begin and isinstance(action, PatchBytes) else action
 
     def plan(self, settings: Sequence[Setting]) -> tuple[list[Action], list[Changed]]:
         if self.content.container == "json":
@@ -147,7 +173,8 @@ class _File:
                 changed.append(Changed(setting.part, setting.keys, number, setting.new))
             else:
                 raise self._refused(setting.keys, f"holds {_kind(old)}, and no number")
-        self._unshared(places, {".".join(map(str, change.keys)) for change in changed})
+        names = {".".join(map(str, change.keys)) for change in changed}
+        self._unshared(places, names if self.inner is None else set(self.content.tensors))
         patches = [(offset, raw) for offset, (raw, _) in places.items()]
         return list(self._pickle(scalars, patches)), changed
 
@@ -203,7 +230,8 @@ class _File:
             if other and positions is not None:
                 patches = [(at, raw) for at, raw in patches if not begin <= at < begin + len(data)]
                 records = {name: positions.rewritten([*kept, *other])}
-                yield from edit_zip(self.source, path, patches, records)
+                edit = edit_zip if self.inner is None else refit_zip
+                yield from edit(self.source, path, patches, records)
             else:
                 yield from edit_zip(self.source, path, patches)
             return
@@ -226,7 +254,7 @@ class _File:
             positions = Positions(data)
             taken: dict[int, bytes] = {}
             for setting, old in scalars:
-                place = positions.find(setting.keys)
+                place = positions.find(setting.keys[self.depth :])
                 new = opcodes(setting.new, data[place.start : place.end])
                 if not place.numpy and not same(positions.number(place), old):
                     raise self._refused(setting.keys, "has another value where its bytes were looked for")

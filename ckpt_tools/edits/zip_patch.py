@@ -26,13 +26,13 @@ MAX_TAIL = 1 << 28
 
 _LOCAL = Struct("<4sHHHHHIIIHH")
 _CENTRAL = Struct("<4sHHHHHHIIIHHHHHII")
-_DESCRIPTOR = b"PK\x07\x08"
+DESCRIPTOR = b"PK\x07\x08"
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _FOLLOWED, _UTF8 = 1 << 3, 1 << 11
 
 
 @dataclass(slots=True)
-class _Member:
+class Member:
     """A record with the place of its line in the directory; ``crc32`` is what it will be."""
 
     entry: Entry
@@ -56,7 +56,7 @@ def edit_zip(
         EditRefusedError: the zip is damaged, a record is compressed, or there is no such record.
         SourceError: the file could not be read.
     """
-    zipped = _Zip(source, path)
+    zipped = Zip(source, path)
     actions: list[Action] = list(zipped.patch(patches))
     if records:
         actions += zipped.replace(records)
@@ -84,18 +84,20 @@ def checked_records(source: Source, path: str) -> Iterator[Checked]:
         EditRefusedError: the zip is damaged.
         SourceError: the file could not be read.
     """
-    for member in _Zip(source, path).members:
+    for member in Zip(source, path).members:
         entry = member.entry
         behind = entry.start + entry.packed
         places = [("header", entry.header + 14)]
-        if entry.flags & _FOLLOWED and source.read(behind, 4) == _DESCRIPTOR:
+        if entry.flags & _FOLLOWED and source.read(behind, 4) == DESCRIPTOR:
             places.append(("descriptor", behind + 4))
         stored = [(where, at, int.from_bytes(source.read(at, 4), "little")) for where, at in places]
         stored.append(("directory", member.line + 16, entry.crc32))
         yield Checked(entry.name, entry.start, entry.packed, entry.method, tuple(stored))
 
 
-class _Zip:
+class Zip:
+    """A torch zip that is about to be edited: its records, and what becomes of their checksums."""
+
     def __init__(self, source: Source, path: str) -> None:
         self.source = source
         self.path = path
@@ -109,9 +111,9 @@ class _Zip:
             raise self._refused("bytes precede the archive")
         self.members = list(self._members())
         self.unprotected = not any(member.entry.crc32 for member in self.members if member.entry.size)
-        self.changed: dict[int, _Member] = {}
+        self.changed: dict[int, Member] = {}
 
-    def _members(self) -> Iterator[_Member]:
+    def _members(self) -> Iterator[Member]:
         """Walk the directory once more, for the places of its lines."""
         at, entries = self.directory.central, self.directory.entries
         raw = self.source.read(at, self.directory.end - at)
@@ -121,7 +123,7 @@ class _Zip:
             length = 46 + sum(fields[10:13]) if fields[0] == CENTRAL else 0
             if not length or position + length > len(raw):
                 raise self._refused("the zip directory is damaged")
-            yield _Member(entry, at + position, raw[position : position + length], entry.crc32)
+            yield Member(entry, at + position, raw[position : position + length], entry.crc32)
             position += length
 
     # The same length ----------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class _Zip:
             member = ordered[rank] if rank >= 0 else None
             if member is None or offset + len(new) > member.entry.start + member.entry.packed or member.entry.start < 0:
                 raise self._refused(f"bytes {offset:,} to {offset + len(new):,} are not those of one record")
-            self._plain(member.entry)
+            self.require_plain(member.entry)
             old = self.source.read(offset, len(new))
             if old == new:
                 continue
@@ -155,14 +157,14 @@ class _Zip:
         for member in self.changed.values():
             yield self._number(member.line + 16, member.entry.crc32, member.crc32)
 
-    def _descriptor(self, member: _Member) -> Iterator[PatchBytes]:
+    def _descriptor(self, member: Member) -> Iterator[PatchBytes]:
         entry = member.entry
         place = entry.header + 14
         if self.source.read(place, 4) == entry.crc32.to_bytes(4, "little"):
             yield self._number(place, entry.crc32, member.crc32)
         if entry.flags & _FOLLOWED:
             behind = entry.start + entry.packed
-            place = behind + 4 if self.source.read(behind, 4) == _DESCRIPTOR else behind
+            place = behind + 4 if self.source.read(behind, 4) == DESCRIPTOR else behind
             if self.source.read(place, 4) == entry.crc32.to_bytes(4, "little"):
                 yield self._number(place, entry.crc32, member.crc32)
 
@@ -186,7 +188,7 @@ class _Zip:
         lines = [self._line(member) for member in self.members]
         for name, payload in records.items():
             member = self.members[last[name]]
-            self._plain(member.entry)
+            self.require_plain(member.entry)
             header = base + len(tail)
             checksum = 0 if self.unprotected else crc32(payload)
             tail += self._record(member, payload, checksum, header)
@@ -199,12 +201,12 @@ class _Zip:
         yield AppendBytes(self.path, base, bytes(tail))
         yield from self._blind()
 
-    def _line(self, member: _Member) -> bytes:
+    def _line(self, member: Member) -> bytes:
         if member.line not in self.changed or self.unprotected:
             return member.raw
         return member.raw[:16] + member.crc32.to_bytes(4, "little") + member.raw[20:]
 
-    def _record(self, member: _Member, payload: bytes, checksum: int, header: int) -> bytes:
+    def _record(self, member: Member, payload: bytes, checksum: int, header: int) -> bytes:
         """Return a record as torch writes it: sizes behind it, payload on a multiple of 64 bytes."""
         name = member.raw[46 : 46 + int.from_bytes(member.raw[28:30], "little")]
         padding = -(header + 30 + len(name) + 4) % ALIGNMENT
@@ -213,7 +215,7 @@ class _Zip:
         begin = _LOCAL.pack(LOCAL, needed, flags, STORED, time, date, 0, 0, 0, len(name), 4 + padding)
         extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
         size = len(payload).to_bytes(4, "little")
-        behind = _DESCRIPTOR + checksum.to_bytes(4, "little") + size + size if payload else b""
+        behind = DESCRIPTOR + checksum.to_bytes(4, "little") + size + size if payload else b""
         return begin + name + extra + payload + behind
 
     def _end(self, lines: Sequence[bytes], offset: int) -> bytes:
@@ -249,7 +251,8 @@ class _Zip:
             raise self._refused("the end of the zip directory is not where it should be")
         return self.directory.central + at
 
-    def _plain(self, entry: Entry) -> None:
+    def require_plain(self, entry: Entry) -> None:
+        """Refuse a record that is not stored as it is."""
         if entry.method != STORED or entry.flags & 1 or entry.packed != entry.size:
             raise self._refused(f"the record {entry.name} is compressed")
 

@@ -50,6 +50,11 @@ class Assembly:
         return {}
 
     @property
+    def other_tensors(self) -> Mapping[str, TensorRef]:
+        """Tensors that are neither, by their stored names."""
+        return {}
+
+    @property
     def optimizer(self) -> Mapping[Any, Value] | None:
         """``{"state": ..., "param_groups": [...]}`` as far as it is small; tensors are references."""
         return None
@@ -69,9 +74,28 @@ class Assembly:
         return None
 
     @property
+    def described(self) -> Iterable[tuple[str, str]]:
+        """``(label, text)`` for what is worth telling of the way it was saved."""
+        return ()
+
+    @property
+    def reshardable(self) -> bool:
+        """Whether another number of ranks than the one that wrote it can load it."""
+        return True
+
+    @property
     def problems(self) -> Iterable[tuple[str, Problem]]:
         """``(path of the file, problem)`` for pieces that do not fit together; kinds are names of rules."""
         return ()
+
+    @property
+    def left_out(self) -> Iterable[tuple[str, str]]:
+        """``(code, reason)`` for what was not looked at; asked when all contents were."""
+        return ()
+
+    def learnt(self, part: Part, name: str) -> bool:
+        """Say whether a tensor that ``content`` names is a weight or an optimizer's, and no counter or other state."""
+        return False
 
     def content(self, part: Part, *, everything: bool = False) -> Content | None:
         """Return what a file that cannot be understood by itself holds; None where the container tells it all.

@@ -78,6 +78,11 @@ def is_usual(path: str) -> bool:
     return found is not None and found.kind in ("model", "optimizer")
 
 
+def is_tag(name: str) -> bool:
+    """Return whether a directory has the name that DeepSpeed itself gives a tag."""
+    return _TAG.match(name) is not None
+
+
 def folders(listing: Listing) -> list[str]:
     """Return the directories with rank files, ``""`` for the top, in the numeric order of their names.
 

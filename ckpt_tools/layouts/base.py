@@ -80,15 +80,19 @@ NO_NEED = Need()
 
 @dataclass(frozen=True, slots=True)
 class Tracker:
-    """A text file of a run that names the checkpoint to resume from.
+    """A text file that names the checkpoint to resume from, in the run or in a checkpoint that hosts the layout.
 
-    ``target`` turns its text into the name of an entry of the run, None where the text makes no sense.  ``followed``
-    says that the loader takes what it names and looks no further.
+    ``target`` turns its text into the name of an entry beside it, None where the text makes no sense, and ``text``
+    turns the name back.  ``followed`` says that the loader takes what it names and looks no further; ``without`` is
+    what it does where there is none, ``""`` where that is no loss.  Files called one of ``others`` stand in for it.
     """
 
     name: str
     target: Callable[[str], str | None]
     followed: bool = True
+    text: Callable[[str], str] = str
+    without: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,13 @@ class Layout:
     """One way of naming and placing parts.
 
     ``markers`` are names of which any one claims a directory, ``probe`` decides what they cannot.  ``directories``
-    name the checkpoints inside a run; where the names are ``telling``, a directory counts by its name alone, else one
-    of them has to be claimed by what is in it.  ``staging`` names the directories that hold a save in progress,
-    ``tracker`` is the file of a run that says which checkpoint is the one.  ``order`` is the order of writing; the role
-    that ``commit`` names is written last, so its absence means that a save did not end, and ``unfinished`` says what a
+    name the checkpoints inside a run; where the names are ``telling``, a directory counts by its name alone, else
+    one of them has to be claimed by what is in it, and where they are ``loose``, each that is no mere number.
+    ``single`` says that files beside each other may be checkpoints too, named as the parts are; ``collection`` that
+    a directory which is claimed is no checkpoint but holds such files, several of which belong together where
+    ``group`` gives them the same name.  ``staging`` names the directories that hold a save in progress, ``tracker``
+    is the file of a run that says which checkpoint is the one.  ``order`` is the order of writing; the role that
+    ``commit`` names is written last, so its absence means that a save did not end, and ``unfinished`` says what a
     loader does then.  ``overlay`` layouts only add to another one, ``guest`` layouts do so where another one claims
     the directory too.  ``assemble`` puts together what lies in pieces.
     """
@@ -110,6 +117,10 @@ class Layout:
     markers: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     telling: bool = False
+    loose: bool = False
+    single: bool = False
+    collection: bool = False
+    group: Callable[[str], str | None] | None = None
     staging: tuple[str, ...] = ()
     tracker: Tracker | None = None
     run_parts: tuple[PartPattern, ...] = ()
@@ -124,7 +135,14 @@ class Layout:
     assemble: Assemble | None = None
 
     def claims(self, listing: Listing) -> bool:
-        """Return whether a directory with this listing is of this layout."""
+        """Return whether a directory with this listing is a checkpoint of this layout."""
+        return not self.collection and self._marked(listing)
+
+    def gathers(self, listing: Listing) -> bool:
+        """Return whether files of a directory with this listing are checkpoints of this layout, each by itself."""
+        return self.single and (not self.collection or self._marked(listing))
+
+    def _marked(self, listing: Listing) -> bool:
         if any(compile_name(marker).match(path) for marker in self.markers for path in listing.files):
             return True
         return self.probe is not None and self.probe(listing)
@@ -190,3 +208,15 @@ TORCH_STATE_SLOTS: tuple[SlotSpec, ...] = (
     SlotSpec("initial-lr", Role.OPTIMIZER, "param_groups[*].initial_lr"),
 )
 """Where ``state_dict()`` of torch's optimizers and schedulers keeps its numbers."""
+
+TORCH_FILE_SLOTS: tuple[SlotSpec, ...] = (
+    *(SlotSpec("step", Role.COMBINED, key) for key in ("global_step", "step", "iteration", "num_updates")),
+    SlotSpec("epoch", Role.COMBINED, "epoch"),
+    SlotSpec("lr", Role.COMBINED, "optimizer.param_groups[*].lr"),
+    SlotSpec("initial-lr", Role.COMBINED, "optimizer.param_groups[*].initial_lr"),
+    SlotSpec("optimizer-step", Role.COMBINED, "optimizer.state[*].step"),
+    SlotSpec("scheduler-step", Role.COMBINED, "scheduler.last_epoch"),
+    SlotSpec("base-lr", Role.COMBINED, "scheduler.base_lrs[*]"),
+    SlotSpec("last-lr", Role.COMBINED, "scheduler._last_lr[*]"),
+)
+"""The same for one file with an optimizer and a scheduler in it, under the keys that most libraries give them."""

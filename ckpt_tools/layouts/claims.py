@@ -19,6 +19,9 @@ def checkpoint_of(
     if named is None and step is None:
         named, step = _by_own_name(root, claims)
     if named is not None and named not in claims:
+        kin = [layout for layout in claims if layout.directories == named.directories]
+        named = kin[0] if kin else named  # two layouts with the same names: what is inside decides
+    if named is not None and named not in claims:
         claims.insert(0, named)
     primary = [layout for layout in claims if not layout.overlay]
     if any(not layout.guest for layout in primary):

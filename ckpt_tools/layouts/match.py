@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckpt_tools.core.errors import NothingFoundError, SourceError
 from ckpt_tools.core.listing import SIDECAR, Kind, Listing, scan
@@ -30,6 +31,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     root = os.fspath(path)
     meter = Meter()
+    if not os.path.lexists(root) and (prefixed := _prefixed(root, meter)) is not None:
+        return prefixed
     top = scan(root, depth=1, meter=meter)
     if not os.path.isdir(root):
         return _file(root, top)
@@ -43,6 +46,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     if files is not None:
         return files
     raise _unknown(root, top)
+
+
+def is_prefix(path: str) -> bool:
+    """Return whether files beside each other are called ``path`` and an ending, as a checkpoint of TensorFlow is."""
+    return not os.path.lexists(path) and _prefixed(path, Meter()) is not None
 
 
 def newer_siblings(run: Run) -> tuple[str, ...]:
@@ -181,6 +189,8 @@ def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
     taken: set[str] = set()
     for layout in LAYOUTS:
         mine = [name for name in names if name not in taken and layout.names(name)]
+        if layout.loose:
+            mine = [name for name in mine if name.isdigit() or _claimed(layout, root, name)]
         target = _tracked(layout, listing)
         if target is not None and target in names and target not in {*taken, *mine} and _claimed(layout, root, target):
             mine.append(target)
@@ -191,17 +201,6 @@ def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
 
 def _claimed(layout: Layout, root: str, name: str) -> bool:
     return layout.claims(scan(os.path.join(root, name), depth=4))
-
-
-def tracked(run: Run) -> tuple[Layout, str, str | None] | None:
-    """Return ``(layout, the file, the entry it names)`` of the file that tells which checkpoint to resume from.
-
-    None where there is no such file; the entry is None where the file cannot be read or makes no sense.
-    """
-    for layout in dict.fromkeys([by_name(run.layout), *(by_name(c.layout) for c in run.checkpoints)]):
-        if layout.tracker is not None and layout.tracker.name in run.listing.files:
-            return layout, layout.tracker.name, _tracked(layout, run.listing)
-    return None
 
 
 def _tracked(layout: Layout, listing: Listing) -> str | None:
@@ -255,28 +254,79 @@ def _file(root: str, listing: Listing) -> Run:
         raise NothingFoundError(f"{root}: is a {listing.files[name].kind}, not a file or directory")
     part: Part | None = None
     for layout in LAYOUTS:
-        part = next(parts_of(listing, [layout]), None)
+        part = next(parts_of(listing, [layout]), None) if not layout.collection or layout.gathers(listing) else None
         if part is not None:
             break
     if part is None:
         part = Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
-    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), _number(name), is_file=True)
+    numbered = part.role not in (Role.CHUNKS, Role.METADATA)  # those have the number of a rank
+    step = _step(by_name(part.layout), name) if numbered else None
+    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), step, is_file=True)
     return Run(root, part.layout, (checkpoint,), listing, single=True)
 
 
 def _numbered(root: str, top: Listing) -> Run | None:
     """Return the run whose checkpoints are files directly in ``root``."""
-    names = [name for name in top.names() if plain.is_name(name) and top.files[name].kind is not Kind.DIRECTORY]
-    if not names:
-        return None
-    checkpoints = []
-    for name in names:
+    layouts = [layout for layout in LAYOUTS if layout.gathers(top)]
+    groups: dict[tuple[str, str], Listing] = {}
+    together = set()
+    for name in top.names():
         listing = Listing(top.root, {name: top.files[name]}, {}, top.meter)
-        parts = tuple(parts_of(listing, [plain.LAYOUT]))
-        layouts = (plain.LAYOUT.name,)
-        checkpoints.append(Checkpoint(name, listing, layouts, parts, (), _number(name), is_file=True))
+        layout = _gatherer(layouts, name, listing)
+        if layout is None:
+            continue
+        prefix = layout.group(name) if layout.group is not None else None
+        key = (layout.name, prefix or name)
+        if prefix is not None:
+            together.add(key)
+        groups[key] = (
+            Listing(top.root, {**groups[key].files, **listing.files}, {}, top.meter) if key in groups else listing
+        )
+    if not groups:
+        return None
+    checkpoints = [_of_files(key, listing, key in together) for key, listing in groups.items()]
     checkpoints.sort(key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.path))
-    return Run(root, plain.LAYOUT.name, tuple(checkpoints), top)
+    first = next(layout for layout in LAYOUTS if any(layout.name == each.layout for each in checkpoints))
+    return Run(root, first.name, tuple(checkpoints), top, tuple(parts_of(top, [first], run_level=True)))
+
+
+def _prefixed(root: str, meter: Meter) -> Run | None:
+    """Return the checkpoint whose files begin with ``root``, as TensorFlow names one."""
+    home, name = os.path.split(root)
+    if not name or not os.path.isdir(home or "."):
+        return None
+    top = scan(home or ".", depth=1, meter=meter)
+    for layout in LAYOUTS:
+        if layout.group is None:
+            continue
+        files = {path: top.files[path] for path in top.names() if layout.group(path) == name}
+        if files:
+            listing = Listing(top.root, files, {}, meter)
+            made = replace(_of_files((layout.name, name), listing, together=True), path=".")
+            return Run(root, layout.name, (made,), listing, single=True)
+    return None
+
+
+def _gatherer(layouts: list[Layout], name: str, listing: Listing) -> Layout | None:
+    """Return the layout that takes a file for a checkpoint or part of one."""
+    if name.startswith(".") or listing.files[name].kind is Kind.DIRECTORY:
+        return None
+    for layout in layouts:
+        part = next(parts_of(listing, [layout]), None)
+        if part is not None:
+            return None if part.role is Role.TEMPORARY else layout
+    return None
+
+
+def _of_files(key: tuple[str, str], listing: Listing, together: bool) -> Checkpoint:
+    layout, name = by_name(key[0]), key[1]
+    parts, step = tuple(parts_of(listing, [layout])), _step(layout, name)
+    return Checkpoint(name, listing, (layout.name,), parts, (), step, is_file=not together, together=together)
+
+
+def _step(layout: Layout, name: str) -> int | None:
+    """Return the step in the name of a file, where the layout says which of its numbers that is."""
+    return layout.number(name) if layout.single and layout.names(name) else _number(name)
 
 
 def _number(name: str) -> int | None:

@@ -51,9 +51,11 @@ MAX_SCALARS = 2048
 """So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
 
 
+_DEEPSPEED = r"global_step\d+(/|\Z)|(?:.*/)?[^/]*mp_rank_\d+_(?:model|optim)_?states\.pt\Z|zero_to_fp32\.py\Z"
 _ELSEWHERE = (
-    ("DeepSpeed", re.compile(r"global_step\d+(/|\Z)|(?:.*/)?[^/]*mp_rank_\d+_(?:model|optim)_?states\.pt\Z")),
-    ("FSDP", re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+/|.*\.distcp\Z")),
+    ("DeepSpeed", re.compile(_DEEPSPEED)),
+    ("FSDP", re.compile(r"(?:pytorch_model_fsdp|optimizer)(?:_\d+/|(?:_\d+)?_rank\d+\.bin)")),
+    ("torch.distributed.checkpoint", re.compile(r".*\.distcp\Z|(?:__\d+)?\.metadata\Z")),
 )
 
 
@@ -68,6 +70,8 @@ class View:
         self.seal: Seal | None = None  # its manifest and what differs from it, once that was looked at
         self.crashes: dict[str, Exception] = {}
         self.pending: tuple[str, ...] = ()
+        self.edited: frozenset[str] = frozenset()  # files that edits in its journal changed
+        self.everything = False  # whether files of many pieces are looked into as a whole, not by a sample
         self._contents: dict[str, Content | None] = {}
         self._source: Source | None = None
 
@@ -81,12 +85,19 @@ class View:
             self._contents[part.path] = self._assembled(part) or self._read(part)
         return self._contents[part.path]
 
+    def look_at_everything(self) -> None:
+        """Forget the contents of which a sample was looked at, and sample no more."""
+        if not self.everything:
+            self.everything = True
+            for part in self.checkpoint.of(Role.CHUNKS):
+                self._contents.pop(part.path, None)
+
     def _assembled(self, part: Part) -> Content | None:
         """Return what an assembly knows of a file that does not say by itself what it holds."""
         if part.role is not Role.CHUNKS or not part.stat.is_file:
             return None
         try:
-            found = (assembly.content(part) for assembly in self.assemblies)
+            found = (assembly.content(part, everything=self.everything) for assembly in self.assemblies)
             return next((content for content in found if content is not None), None)
         except SourceError as error:
             self.errors[part.path] = error
@@ -202,7 +213,7 @@ class View:
             content = self.content(part)
             if content is not None:
                 found.update(content.tensors)
-        return found or self._combined_weights or self._merged("weights")
+        return found or self._merged("weights") or self._combined_weights
 
     def _merged(self, what: str) -> Mapping[str, TensorRef]:
         """Return the tensors of all assemblies; most often one of them has any."""
@@ -246,13 +257,13 @@ class View:
         content = self._combined
         if content is None:
             return self._merged("optimizer_tensors")
-        for key in plain.OPTIMIZER_KEYS:
+        for key in (*plain.OPTIMIZER_KEYS, "optimizer_states.0"):
             inside = {
                 name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
             }
             if inside:
                 return inside
-        return {}
+        return self._merged("optimizer_tensors")
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:

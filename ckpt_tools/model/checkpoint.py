@@ -36,6 +36,8 @@ class Role(StrEnum):
     TEMPORARY = "temporary"
     MARKER = "marker"
     METADATA = "metadata"
+    COMMON = "common-state"
+    BACKEND = "backend"
     CHUNKS = "chunks"
     MODEL_STATES = "model-states"
     OPTIMIZER_STATES = "optimizer-states"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ckpt_tools.core.source import Source
 from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.numerics.assembled import Assembled, Files
 
 BLOCK = 1 << 17
 """Elements of one block: few enough for a core's caches, enough to hide what it costs Python to start an operation."""
@@ -28,7 +29,7 @@ _TINY = 1e-28
 _ROW = 1 << 13
 
 Array = NDArray[Any]
-Sources = Mapping[str, Source]
+Sources = Mapping[str, Source] | Files
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64")},
@@ -122,7 +123,6 @@ class Workspace:
         self._views = (memoryview(self._raw[0]), memoryview(self._raw[1]))
         self._single = (np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32))
         self._mask = np.empty(BLOCK, np.bool_)
-        self.spare = bytearray(1 << 19)
 
     def raw(self, side: int, size: int) -> memoryview:
         return self._views[side][:size]
@@ -169,11 +169,11 @@ def strided(
     """
     work = work or Workspace()
     kernel = _Kernel(left.dtype, right.dtype, work)
-    sides = ((left, sources[0]), (right, sources[1]))
+    sides = [(Assembled(ref, files), DTYPES[ref.dtype]) for ref, files in zip((left, right), sources, strict=True)]
     with np.errstate(all="ignore"):
         for origin, sizes in boxes(left.shape, BLOCK // 4):
-            pieces = [gather(ref, opened, origin, sizes, work) for ref, opened in sides]
-            kernel.block(pieces[0].reshape(-1), pieces[1].reshape(-1))
+            pieces = [whole.box(origin, sizes, dtype).reshape(-1) for whole, dtype in sides]
+            kernel.block(pieces[0], pieces[1])
     return kernel.total
 
 
@@ -192,55 +192,6 @@ def boxes(shape: Sequence[int], limit: int) -> Iterator[tuple[tuple[int, ...], t
         further = (*origin[:axis], origin[axis] + half, *origin[axis + 1 :])
         work.append((further, (*sizes[:axis], sizes[axis] - half, *sizes[axis + 1 :])))
         work.append((origin, (*sizes[:axis], half, *sizes[axis + 1 :])))
-
-
-def gather(ref: TensorRef, sources: Sources, origin: Sequence[int], sizes: tuple[int, ...], work: Workspace) -> Array:
-    """Return a box of a tensor as a dense array in the machine's byte order, whichever chunks hold it."""
-    dtype = DTYPES[ref.dtype]
-    out: Array = np.zeros(sizes, dtype)
-    for chunk in ref.chunks:
-        low = [max(a, b) for a, b in zip(origin, chunk.offsets, strict=True)]
-        ends = zip(origin, sizes, chunk.offsets, chunk.sizes, strict=True)
-        shape = tuple(min(a + m, b + n) - at for (a, m, b, n), at in zip(ends, low, strict=True))
-        if any(size <= 0 for size in shape):
-            continue
-        strides = chunk.strides or row_major(chunk.sizes)
-        skipped = sum((at - b) * stride for at, b, stride in zip(low, chunk.offsets, strides, strict=True))
-        at = chunk.extent.offset + skipped * dtype.itemsize
-        place: tuple[Any, ...] = tuple(slice(a - b, a - b + n) for a, b, n in zip(low, origin, shape, strict=True))
-        whole = chunk.byteorder != "big"
-        piece = out[(*place, ...)] if whole else np.empty(shape, dtype)
-        _read(sources[chunk.extent.path], at, strides, shape, piece, work)
-        if not whole:
-            out[(*place, ...)] = _swapped(piece)
-    return out
-
-
-def row_major(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a dense tensor, in elements."""
-    return tuple(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
-
-
-def _swapped(piece: Array) -> Array:
-    """Turn big-endian elements, read as if they were little-endian, the right way round."""
-    width = 2 if piece.dtype.fields else piece.dtype.itemsize // (2 if piece.dtype.kind == "c" else 1)
-    swapped: Array = piece.reshape(-1).view(f"u{width}").byteswap().view(piece.dtype).reshape(piece.shape)
-    return swapped
-
-
-def _read(source: Source, at: int, strides: Sequence[int], shape: tuple[int, ...], out: Array, work: Workspace) -> None:
-    """Fill ``out`` with one read where its elements lie close together, else with one per step of the widest axis."""
-    width = out.dtype.itemsize
-    span = (sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1) * width
-    if span <= len(work.spare) and span <= max(4096, 4 * prod(shape) * width):
-        source.read_into(at, memoryview(work.spare)[:span])
-        out[...] = np.ndarray(shape, out.dtype, work.spare, strides=[stride * width for stride in strides])
-        return
-    axis = max(range(len(shape)), key=lambda number: (shape[number] - 1) * strides[number])
-    rest = (*strides[:axis], *strides[axis + 1 :]), (*shape[:axis], *shape[axis + 1 :])
-    for index in range(shape[axis]):
-        inner = out[(slice(None),) * axis + (index, ...)]
-        _read(source, at + index * strides[axis] * width, rest[0], rest[1], inner, work)
 
 
 class _Kernel:

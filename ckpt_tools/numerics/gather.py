@@ -112,10 +112,10 @@ def _strided(
     for first in range(0, size, step):
         check()
         part = ((min(step, size - first), stride), *rest)
-        yield _block(source, begin + first * stride * width, part, width)
+        yield block_at(source, begin + first * stride * width, part, width)
 
 
-def _block(source: Source, begin: int, dimensions: tuple[Dimension, ...], width: int) -> Array:
+def block_at(source: Source, begin: int, dimensions: tuple[Dimension, ...], width: int) -> Array:
     """Read the bytes that hold a block of elements, in as few runs as do not take in much else, and pick them."""
     order = sorted(range(len(dimensions)), key=lambda axis: -dimensions[axis][1])
     wanted = prod(n for n, _ in dimensions)

@@ -29,15 +29,16 @@ MANY = 4096
 class Span:
     """Consecutive bytes of a source that are judged together: a tensor, or what lies between tensors.
 
-    ``dtype`` names the float (or bool) type to look at, ``""`` for bytes without one.  ``crc``, ``digest`` and
-    ``zeros`` ask for their consumers, ``negative`` for a count of elements below zero.
+    ``dtype`` names the float (or bool) type to look at, ``""`` for bytes without one.  ``crc`` is the checksum that is
+    wanted (``crc32`` or ``crc32c``); ``digest`` and ``zeros`` ask for their consumers, ``negative`` for a count of
+    elements below zero.
     """
 
     offset: int
     length: int
     dtype: str = ""
     byteorder: str = "little"
-    crc: bool = False
+    crc: str = ""
     digest: bool = False
     negative: bool = False
 

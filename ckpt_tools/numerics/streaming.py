@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ckpt_tools.core.errors import SourceChangedError, SourceError
 from ckpt_tools.core.progress import Task
 from ckpt_tools.core.source import Source
+from ckpt_tools.numerics import castagnoli
 from ckpt_tools.numerics import crc as crc32
 from ckpt_tools.numerics.spans import BUFFER, PAGE, Fill, Piece, Span, fills, units
 from ckpt_tools.numerics.statistics import Facts
@@ -43,13 +44,17 @@ Pass = Callable[[Source, Callable[[], None]], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One file: its name, how it is opened, what is read of it in order of position, and passes besides that."""
+    """One file: its name, how it is opened, what is read of it in order of position, and passes besides that.
+
+    ``sink`` gets every run of bytes that was read, with its place in the source, from several threads.
+    """
 
     name: str
     open: Callable[[], Source]
     spans: Sequence[Span]
     passes: Sequence[Pass] = ()
     zeros: bool = False
+    sink: Callable[[int, memoryview], None] | None = None
 
 
 @dataclass(slots=True)
@@ -210,21 +215,22 @@ class _Run:
         for found in result.pieces:
             number = found[0]
             if found[2] - found[1] == spans[number].length:
-                self._settle(outcome.spans[number], [found])
+                self._settle(outcome.spans[number], [found], spans[number].crc)
             else:
                 parts = held.setdefault(number, [])
                 parts.append(found)
                 if sum(part[2] - part[1] for part in parts) == spans[number].length:
                     parts.sort(key=lambda part: part[1])
-                    self._settle(outcome.spans[number], held.pop(number))
+                    self._settle(outcome.spans[number], held.pop(number), spans[number].crc)
 
     @staticmethod
-    def _settle(outcome: SpanOutcome, parts: list[_Found]) -> None:
+    def _settle(outcome: SpanOutcome, parts: list[_Found], checksum: str) -> None:
         """Put the pieces of a span, which are in order, together."""
+        combine = castagnoli.combine if checksum == "crc32c" else crc32.combine
         crc: int | None = None
         for _, begin, end, piece_crc, facts, digest in parts:
             if piece_crc is not None:
-                crc = piece_crc if crc is None else crc32.combine(crc, piece_crc, end - begin)
+                crc = piece_crc if crc is None else combine(crc, piece_crc, end - begin)
             if facts is not None:
                 if outcome.facts is None:
                     outcome.facts = facts
@@ -318,6 +324,7 @@ class _Reader:
     def __init__(self, job: Job, source: Source, result: _Result, buffer: Buffer) -> None:
         self.spans = job.spans
         self.zeros = job.zeros
+        self.sink = job.sink
         self.source = source
         self.result = result
         self.buffer = buffer
@@ -333,6 +340,8 @@ class _Reader:
         if not self._read(offset, length, pieces):
             return
         self.result.read += length
+        if self.sink is not None:
+            self.sink(offset, self.memory[:length])
         if self.zeros:
             self.result.zeros += zero_runs(self.buffer[:length], self.source.base + offset)
         for number, begin, end in pieces:
@@ -347,7 +356,8 @@ class _Reader:
                 self._facts = Facts(span.dtype, span.byteorder, span.negative) if span.dtype else None
                 self._hash = blake3() if span.digest else None
             if self._crc is not None:
-                self._crc = crc32.crc32(self.memory[at : at + end - begin], self._crc)
+                feed = castagnoli.crc32c if span.crc == "crc32c" else crc32.crc32
+                self._crc = feed(self.memory[at : at + end - begin], self._crc)
             if self._facts is not None:
                 self._facts.feed(self.buffer[at : at + end - begin], begin // span.width)
             if self._hash is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_tools.core.errors import EditRefusedError, UsageError
@@ -20,7 +20,7 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import Verdict
-from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, WriteFile
+from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, WriteFile, rebase
 from ckpt_tools.model.values import step, whole
 from ckpt_tools.ops import engine
 from ckpt_tools.ops.undo import being_saved, file_change
@@ -148,7 +148,7 @@ def carry_out(
     def prove() -> str | None:
         view = View(open_run(after).checkpoints[0])
         try:
-            return proof.prove(opened.view, view, changed)
+            return proof.prove(opened.view, view, changed, _moved(actions, rename))
         finally:
             view.close()
 
@@ -159,6 +159,19 @@ def carry_out(
         return Done(tuple(_foretold(plan, files)), plan.bytes_written, stays)
     outcome = apply(home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
     return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, (*stays, *outcome.notes))
+
+
+def _moved(actions: Sequence[Action], rename: Rename | None) -> Callable[[str], str]:
+    """Return what gives the name that a file of the checkpoint has after the plan."""
+    moves = [action for action in actions if isinstance(action, MoveFile)]
+
+    def moved(path: str) -> str:
+        place = f"{rename.name}/{path}" if rename is not None else path
+        for move in moves:
+            place = rebase(place, move.path, move.to)
+        return place.removeprefix(f"{rename.to}/") if rename is not None else place
+
+    return moved
 
 
 def _foretold(plan: Plan, files: Mapping[str, FileStat]) -> Iterable[FileChange]:

@@ -13,6 +13,8 @@ from ckpt_tools.core.listing import FileStat
 from ckpt_tools.edits.journal import home_of
 from ckpt_tools.edits.states import State
 from ckpt_tools.edits.values import Setting, plan_values
+from ckpt_tools.layouts.assembly_zero import tag_of
+from ckpt_tools.layouts.assembly_zero_names import is_tag
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Role, Run
@@ -41,7 +43,7 @@ class Renaming:
     def placed(self, actions: Iterable[Action]) -> list[Action]:
         """Return the whole plan of the run, given the actions in the checkpoint."""
         name = self.rename.name
-        inner = [replace(action, path=f"{name}/{action.path}") for action in actions]
+        inner = [_below(action, name) for action in actions]
         return [*inner, *self.actions, MoveFile(name, self.rename.to)]
 
     def told(self, changes: Sequence[Change]) -> tuple[Change, ...]:
@@ -74,6 +76,25 @@ def renaming(opened: Opened, step: int) -> Renaming | None:
         files |= {checkpoint.place(path): entry for path, entry in checkpoint.listing.files.items()}
     rename = Rename(home_of(parent), files, name, to)
     return Renaming(rename, tuple(actions), tuple(changes), tuple(_links(run, name)))
+
+
+def _below(action: Action, name: str) -> Action:
+    if isinstance(action, MoveFile):
+        return MoveFile(f"{name}/{action.path}", f"{name}/{action.to}")
+    return replace(action, path=f"{name}/{action.path}")
+
+
+def tag(opened: Opened, step: int) -> tuple[list[Action], list[Change]]:
+    """Return how DeepSpeed's tag inside of a checkpoint gets the name of ``step``, with what names it."""
+    found = tag_of(opened.view)
+    if found is None or not found.folder or not is_tag(found.folder):
+        return [], []
+    name, to = found.folder, _NUMBER.sub(str(step), found.folder)
+    if to == name:
+        return [], []
+    told = list(_pointers(opened.run, name, to))
+    actions = [action for made, _ in told for action in made]
+    return [*actions, MoveFile(name, to)], [row for _, rows in told for row in rows]
 
 
 def best(value: Mapping[object, Value], name: str, to: str) -> str | None:

@@ -16,7 +16,7 @@ from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Run
 from ckpt_tools.model.manifest import NAME, SealedFile, SealedTensor
 from ckpt_tools.model.manifest_document import ManifestError
-from ckpt_tools.model.plan import Action, AppendBytes, PatchBytes, WriteFile
+from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, WriteFile, rebase
 from ckpt_tools.model.summaries import Segment
 from ckpt_tools.ops import sealed
 
@@ -53,6 +53,8 @@ def follow(
                     files[path] = _after(_shifted(files[path], _ends(view, path, before, after, own)), after, own)
     except (ManifestError, SourceError) as error:
         return [], (f"the manifest cannot be read and was left alone: {error}",)
+    for move in (action for action in actions if isinstance(action, MoveFile)):
+        files = {rebase(path, move.path, move.to): file for path, file in files.items()}
     made = replace(manifest, files=files, step=manifest.step if step is None else step, name=name or manifest.name)
     new = sealed.encode(made)
     return ([WriteFile(shown, new, old)] if new != old else []), ("the manifest of the seal is updated as well",)

@@ -9,7 +9,7 @@ from math import isclose
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import EditRefusedError, UsageError
-from ckpt_tools.edits import finding, lambdas, schedulers, states
+from ckpt_tools.edits import finding, lambdas, schedulers, states, states_zero
 from ckpt_tools.edits.schedulers import OPTIMIZER, Request, Rescaled
 from ckpt_tools.edits.states import Line, Wanted
 from ckpt_tools.edits.values import plan_values
@@ -104,6 +104,7 @@ def _set(
         opened, title, actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command
     )
     told = dict.fromkeys(note for line, made in scaled for note in (*made.notes, *_taken(opened, made, request)))
+    told |= dict.fromkeys(states_zero.told(view) if found.engine is not None else ())
     return EditReport(
         __version__,
         opened.path,

@@ -9,7 +9,7 @@ from ckpt_tools._version import __version__
 from ckpt_tools.containers.pickle_names import several
 from ckpt_tools.core.errors import EditRefusedError, UsageError
 from ckpt_tools.edits import counters, finding, lambdas, loops, states
-from ckpt_tools.edits.counters import OPTIMIZER, PARTS, SCHEDULER, TRAINER, Counted, Moved
+from ckpt_tools.edits.counters import ENGINE, OPTIMIZER, PARTS, SCHEDULER, TRAINER, Counted, Moved
 from ckpt_tools.edits.schedulers import kind_of
 from ckpt_tools.edits.states import Line, States, Wanted
 from ckpt_tools.edits.values import number_of, plan_values, value_at
@@ -82,7 +82,7 @@ def _set(
     lines = states.lines(view, found)
     counted = [_counted(view, found, line) for line in lines] or [_counted(view, found, None)]
     old = _present(lines, counted)
-    made = _trainer_moved(found, target)
+    made = _trainer_moved(found, old, target)
     wanted = Wanted()
     _put(wanted, made, parts, found, None)
     for line, own in zip(lines, counted, strict=False):
@@ -94,9 +94,10 @@ def _set(
     if best is not None and found.trainer is not None:
         wanted.put(found.trainer, (naming.BEST,), best)
     planned = plan_values(view, wanted.settings, rehearse=dry_run)
+    inner, retold = naming.tag(opened, _engine_step(made, target)) if rename else ([], [])
     to = moving.rename.to if moving is not None else None
-    sealing, about = change.follow_seal(opened, planned.actions, target, to)
-    actions = [*planned.actions, *(sealing if planned.actions or moving is not None else ())]
+    sealing, about = change.follow_seal(opened, [*planned.actions, *inner], target, to)
+    actions = [*planned.actions, *(sealing if planned.actions or inner or moving is not None else ()), *inner]
     actions = moving.placed(actions) if moving is not None else actions
     title = f"step set from {old:,} to {target:,}" + (f", {moving.rename.name} renamed to {to}" if moving else "")
     kind = ", ".join(dict.fromkeys(kind_of(line.state) or "unknown" for line in lines if line.scheduler)) or None
@@ -109,7 +110,7 @@ def _set(
         opened, title, actions, planned.changed, dry_run=dry_run, settle=settle, now_ns=now_ns, command=command,
         rename=moving.rename if moving is not None else None,
     )  # fmt: skip
-    changes = change.told(planned.changed)
+    changes = (*change.told(planned.changed), *retold)
     changes = moving.told(changes) if moving is not None else changes
     return EditReport(
         __version__,
@@ -130,6 +131,11 @@ def _shortened(row: Change) -> Change:
     return replace(row, old=f"{len(row.old):,} entries", new=f"{len(row.new):,} entries")
 
 
+def _engine_step(made: Moved, target: int) -> int:
+    """Return the step that DeepSpeed's own count says afterwards."""
+    return next((new for part, keys, new in made.places if part == ENGINE and keys == ("global_steps",)), target)
+
+
 # What is counted now ---------------------------------------------------------------------------------------
 
 
@@ -142,6 +148,8 @@ def _counted(view: View, found: States, line: Line | None) -> Counted:
         trainer = next((value for value in values if value is not None), None)
         together = found.trainer.part.role in (Role.COMBINED, Role.CHUNKS)
         epoch = whole(number_of(view, found.trainer.value.get("epoch")))
+    elif found.engine is not None:
+        trainer = whole(found.engine.value.get("global_steps"))
     if line is not None and line.state is not None and kind_of(line.state) not in counters.EVALUATIONS:
         scheduler = counters.epoch_of(line.state)
     numbers = {}
@@ -179,8 +187,10 @@ def _present(lines: Sequence[Line], counted: Sequence[Counted]) -> int:
 # What it moves to ------------------------------------------------------------------------------------------
 
 
-def _trainer_moved(found: States, target: int) -> Moved:
+def _trainer_moved(found: States, old: int, target: int) -> Moved:
     made = Moved()
+    if found.engine is not None:
+        counters.move_engine(found.engine.value, plain.STEP_KEYS, old, target, made)
     trainer = found.trainer
     if trainer is not None and trainer.part.role is Role.TRAINER_STATE:
         counters.move_trainer(trainer.value, target, made)
@@ -205,12 +215,12 @@ def _line_moved(view: View, line: Line, counted: Counted, target: int) -> Moved:
 
 
 def _put(wanted: Wanted, made: Moved, parts: Sequence[str], found: States, line: Line | None) -> None:
-    homes = {TRAINER: found.trainer}
+    homes = {TRAINER: found.trainer, ENGINE: found.engine}
     if line is not None:
         homes = {OPTIMIZER: line.optimizer, SCHEDULER: line.scheduler}
     for part, keys, new in made.places:
         home = homes.get(part)
-        if home is not None and part in parts:
+        if home is not None and (part if part != ENGINE else TRAINER) in parts:
             wanted.put(home, keys, new)
 
 

@@ -64,3 +64,13 @@ def test_every_command_and_option_has_help(name: str) -> None:
     assert command.help
     assert "Exit codes" in command.help
     assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+
+
+def test_every_layout_is_on_its_page() -> None:
+    from ckpt_tools.layouts import LAYOUTS
+
+    page = (REPOSITORY / "docs" / "layouts.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) | set(
+        re.findall(r"^\| `([\w-]+)` \(1\)", page, re.MULTILINE)
+    )
+    assert rows == {layout.name for layout in LAYOUTS}

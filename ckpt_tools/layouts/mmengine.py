@@ -1,0 +1,36 @@
+"""mmengine's ``CheckpointHook``: ``epoch_<n>.pth`` or ``iter_<n>.pth``, then ``last_checkpoint`` with its full path.
+
+Files are written in place.  With ``max_keep_ckpts`` the old one is deleted before the new one is saved.
+"""
+
+from __future__ import annotations
+
+from ckpt_tools.core.listing import Listing
+from ckpt_tools.layouts.base import TEXT, TORCH, TORCH_FILE_SLOTS, Layout, Need, PartPattern, SlotSpec, compile_name
+from ckpt_tools.model.checkpoint import Role
+from ckpt_tools.model.findings import BREAKS_ALL
+
+_NAMES = ("epoch_{step}.pth", "iter_{step}.pth", "best_*_epoch_{step}.pth", "best_*_iter_{step}.pth")
+
+
+def _probe(listing: Listing) -> bool:
+    names = [compile_name(name) for name in _NAMES[:2]]
+    return "last_checkpoint" in listing.files and any(name.match(path) for name in names for path in listing.names())
+
+
+LAYOUT = Layout(
+    name="mmengine",
+    title="MMEngine",
+    probe=_probe,
+    directories=_NAMES,
+    single=True,
+    collection=True,
+    parts=tuple(PartPattern(name, Role.COMBINED, TORCH) for name in _NAMES),
+    run_parts=(PartPattern("last_checkpoint", Role.POINTER, TEXT),),
+    slots=(
+        SlotSpec("step", Role.COMBINED, "meta.iter"),
+        SlotSpec("epoch", Role.COMBINED, "meta.epoch"),
+        *TORCH_FILE_SLOTS,
+    ),
+    needs={Role.COMBINED: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL)},
+)
