@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ckpt_tools.containers import torch_rebuild_shards as shards
 from ckpt_tools.containers.numpy_values import numpy_array
 from ckpt_tools.containers.torch_storage_types import dtype_name
 from ckpt_tools.model.tensors import TensorRef
@@ -124,19 +125,45 @@ def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
     if not isinstance(inner, TensorRef):
         return None
     result = values.wrapped(inner, args[1].qualname)
-    state = args[3]
-    if type(state) is tuple and state and type(state[0]) is dict:
-        state = state[0]
-    parts: dict[str, TensorRef] = {}
-    if type(state) is dict and len(state) <= MAX_PARTS:
-        parts = {str(k): v for k, v in state.items() if isinstance(v, TensorRef)}
-    if parts and not result.chunks:
-        if len(parts) == 1:
-            (only,) = parts.values()
-            if only.shape == result.shape and only.dtype == result.dtype:
-                return values.wrapped(only, result.kind)
-        return values.composed(result, parts)
-    return result
+    held = _held(args[3])
+    parts = {key: part for key, part in held.items() if isinstance(part, TensorRef)}
+    if not parts or result.chunks:
+        return result
+    if shards.SPEC in held and shards.LOCAL in parts:
+        return _sharded(values, result, held[shards.SPEC], parts)
+    if len(parts) == 1:
+        (only,) = parts.values()
+        if only.shape == result.shape and only.dtype == result.dtype:
+            return values.wrapped(only, result.kind)
+    return values.composed(result, parts)
+
+
+def _held(state: Value) -> dict[str, Value]:
+    """Return what an object is given by name: as its dictionary, in its slots, or both."""
+    both = (
+        state if type(state) is tuple and len(state) == 2 else (state[0] if type(state) is tuple and state else state,)
+    )
+    found: dict[str, Value] = {}
+    for names in both:
+        if type(names) is dict and len(names) <= MAX_PARTS:
+            found |= {str(key): value for key, value in names.items()}
+    return found
+
+
+def _sharded(values: TorchValues, whole: TensorRef, spec: Value, parts: dict[str, TensorRef]) -> TensorRef:
+    """Return a tensor of which this file holds a piece, and remember which; one that is all here is a plain one."""
+    local = parts[shards.LOCAL]
+    found = shards.box(spec, whole.shape)
+    if found is None or found[1] != local.shape or local.dtype != whole.dtype:
+        return values.composed(whole, parts)
+    if local.shape == whole.shape:
+        whole = values.wrapped(local, whole.kind)
+    else:
+        values.composed(whole, parts)
+    values.boxes[id(whole)] = whole, found
+    if values.rank is None:
+        values.rank = shards.rank(spec)
+    return whole
 
 
 def _described(values: TorchValues, dtype: Value, shape: Value, kind: str) -> TensorRef | None:

@@ -11,7 +11,7 @@ from ckpt_tools.containers.torch_rebuild_functions import REBUILD
 from ckpt_tools.containers.torch_storage_types import Storage, dtype_name, not_callable, storage_dtype
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem, Spot
-from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
+from ckpt_tools.model.tensors import DTYPE_BITS, Box, Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Value
 
 __all__ = [
@@ -45,8 +45,9 @@ class TorchValues:
     """Turns what one torch file refers to into values; the callbacks of ``pickle_stream.read``.
 
     ``place`` says where the bytes of a storage key lie.  ``storages`` are those that were mentioned, by key;
-    ``overruns`` and ``inner`` belong to tensors by ``id`` (and keep them alive).  ``wrong`` counts, by what is wrong,
-    the calls of torch's own functions that torch could not make, ``strays`` the references that name no storage.
+    ``overruns``, ``inner`` and ``boxes`` (which block of the whole a file's piece is, and the ``rank`` that said so)
+    belong to tensors by ``id`` (and keep them alive).  ``wrong`` counts, by what is wrong, the calls of torch's own
+    functions that torch could not make, ``strays`` the references that name no storage.
     """
 
     place: Callable[[str], Extent | None] = lambda key: None
@@ -55,6 +56,8 @@ class TorchValues:
     storages: dict[str, Storage] = field(default_factory=dict)
     overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
     inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
+    boxes: dict[int, tuple[TensorRef, Box]] = field(default_factory=dict)
+    rank: int | None = None
     wrong: dict[str, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
     _geometry: dict[tuple[int, int], _Geometry] = field(default_factory=dict)
@@ -210,6 +213,8 @@ class TorchValues:
             self.overruns[id(result)] = (result, *self.overruns[id(tensor)][1:])
         if id(tensor) in self.inner:
             self.inner[id(result)] = (result, self.inner[id(tensor)][1])
+        if id(tensor) in self.boxes:
+            self.boxes[id(result)] = (result, self.boxes[id(tensor)][1])
         return result
 
     def composed(self, tensor: TensorRef, parts: dict[str, TensorRef]) -> TensorRef:
@@ -247,6 +252,11 @@ class TorchValues:
         if self.wrong:
             problems.append(_impossible("the pickle describes tensors that torch cannot make", self.wrong))
         return tensors, problems
+
+    def pieces(self, tensors: dict[str, TensorRef]) -> dict[str, Box]:
+        """Return by name which blocks of larger tensors the pieces are that were found."""
+        named = ((name, self.boxes.get(id(ref))) for name, ref in tensors.items())
+        return {name: held[1] for name, held in named if held is not None}
 
     def refusals(self) -> list[Problem]:
         """Return the problem of references to storages that torch's own loader stops at, if there are any."""

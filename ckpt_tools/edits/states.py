@@ -178,9 +178,9 @@ def lines(view: View, found: States) -> list[Line]:
     pending = [(state, as_mapping(numbers(view, state.value)) or {}) for state in found.schedulers]
     if not grouped:
         return [Line(None, scheduler, [], dict(state)) for scheduler, state in pending]
-    if len(grouped) == 1 and len(pending) == 1:
-        (optimizer, groups), (scheduler, state) = grouped[0], pending[0]
-        return [Line(optimizer, scheduler, groups, dict(state))]
+    if len(grouped) == len(pending) and (len(grouped) == 1 or found.engine is not None):  # an engine has them by rank
+        pairs = zip(grouped, pending, strict=True)
+        return [Line(optimizer, scheduler, groups, dict(state)) for (optimizer, groups), (scheduler, state) in pairs]
     owners: dict[int, tuple[State, Mapping[Any, Any]]] = {}
     for number, (scheduler, state) in enumerate(pending):
         free = {owner: groups for owner, (_, groups) in enumerate(grouped) if owner not in owners}

@@ -80,6 +80,10 @@ def find(view: View) -> States:
 
 class _Directory:
     def __init__(self, made: DcpAssembly) -> None:
+        if not made.metadata:
+            raise EditRefusedError(
+                f"{made.place or 'the directory'} has no .metadata: its save did not end", hint=_VERIFY
+            )
         self.made, self.keys = made, made.keys
         self.stored: dict[str, list[Piece]] = {}
         small = {fqn for fqn, ref in made.tensors.items() if ref.numel == 1}

@@ -111,7 +111,7 @@ def find(view: View, found: States) -> States:
             _require_alike(view, held)
         apart = not _alike(view, [held[0] for held in ranks])
         merged = ranks if apart else [[each for held in ranks for each in held]]
-        optimizers = tuple(State(held[0].value, tuple(each.place for each in held)) for held in merged if held)
+        optimizers = tuple(_joined(held) for held in merged if held)
     engine = _engine(tag)
     return States(
         optimizers or found.optimizers,
@@ -188,8 +188,8 @@ def _whole_tag(view: View) -> Tag:
         if content is None:
             error = view.errors.get(part.path)
             raise error if error is not None else EditRefusedError(f"{part.path}: cannot be read")
-        if not content.readable:
-            why = content.problems[0].message if content.problems else "it cannot be decoded"
+        if not tag.intact(part):
+            why = content.problems[0].message if content.problems else "it is not all there"
             raise EditRefusedError(f"{part.path}: {why}; the files of all ranks are changed, or none", hint=_VERIFY)
     census = tag.census
     lacking = [f"an optimizer file of rank {dp} (mp_rank {mp:02d})" for dp, mp in census.missing_partitions]
@@ -258,6 +258,12 @@ def _optimizers(tag: Tag) -> Ranks:
     return found
 
 
+def _joined(held: Sequence[Held]) -> State:
+    """Return what all ranks have as one; stages of a pipeline that is not partitioned have other parameters each."""
+    state = {key: entry for each in held for key, entry in (as_mapping(each.value.get("state")) or {}).items()}
+    return State({**held[0].value, "state": state}, tuple(each.place for each in held))
+
+
 def _universal(tag: Tag) -> State:
     """Return the one optimizer of a universal checkpoint; in stages 1 and 2 a counter is a file of its own."""
     part = next((part for part in tag.view.checkpoint.parts if f"/{part.path}".endswith(f"/{_SHARED}")), None)
@@ -294,11 +300,9 @@ def _require_alike(view: View, held: Sequence[Held]) -> None:
 
 def _alike(view: View, held: Sequence[Held]) -> bool:
     """Return whether the model-parallel ranks have the same groups, rates and steps, so that they are one optimizer."""
-    return all(
-        _differing(numbers_of(view, held[0]), numbers_of(view, each)) is None
-        for each in held[1:]
-        for numbers_of in (_rates, _steps)
-    )
+    rates, steps = [[numbers_of(view, each) for each in held] for numbers_of in (_rates, _steps)]
+    once = {step for own in steps for step in own.values()}
+    return len(once) < 2 and all(_differing(rates[0], each) is None for each in rates[1:])
 
 
 def _rates(view: View, held: Held) -> dict[Keys, float | None]:

@@ -174,7 +174,8 @@ class _File:
             else:
                 raise self._refused(setting.keys, f"holds {_kind(old)}, and no number")
         names = {".".join(map(str, change.keys)) for change in changed}
-        self._unshared(places, names if self.inner is None else set(self.content.tensors))
+        alone = self.inner is not None or isinstance(self.content.value, TensorRef)
+        self._unshared(places, set(self.content.tensors) if alone else names)
         patches = [(offset, raw) for offset, (raw, _) in places.items()]
         return list(self._pickle(scalars, patches)), changed
 

@@ -43,10 +43,10 @@ _OPTIMIZERS = (
 def _probe(listing: Listing) -> bool:
     """Rank files at the top, in the one directory that has any, or in the one that ``latest`` names.
 
-    Where the Trainer's state lies beside what DeepSpeed writes last, a tag was here, whatever became of it.
+    Where the Trainer's state lies beside ``latest``, a tag was here, whatever became of it.
     """
     found = folders(listing)
-    lost = not found and {"trainer_state.json", "zero_to_fp32.py", LATEST} <= listing.files.keys()
+    lost = not found and {"trainer_state.json", LATEST} <= listing.files.keys()
     return len(found) == 1 or "" in found or pointed(listing) in found or lost
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ckpt_tools.layouts import assembly_ranks
 from ckpt_tools.layouts.assembly import Assembly
 from ckpt_tools.layouts.assembly_dcp import assemble_at
 from ckpt_tools.layouts.base import TORCH, Layout, Need, PartPattern
@@ -23,23 +24,14 @@ if TYPE_CHECKING:
 _PLACE = re.compile(r"((?:pytorch_model_fsdp|optimizer)_\d+)/")
 
 
-class _RankFiles(Assembly):
-    """A file per rank, with what that rank held."""
-
-    @property
-    def left_out(self) -> Iterator[tuple[str, str]]:
-        yield "CK3", "the pieces in the rank files of FSDP: each file is checked, they are not put together"
-
-
 def assemble(view: View) -> Iterator[Assembly]:
-    """Yield the model's and the optimizer's directories."""
+    """Yield the model's and the optimizer's directories, or their files of each rank."""
     places = dict.fromkeys(match[1] for part in view.checkpoint.parts if (match := _PLACE.match(part.path)))
     for place in sorted(places, key=lambda place: (place.startswith("optimizer"), place)):
         made = assemble_at(view, place, "FSDP")
         if made is not None:
             yield made
-    if view.checkpoint.has(Role.MODEL_STATES, Role.OPTIMIZER_STATES):
-        yield _RankFiles(view, "FSDP")
+    yield from assembly_ranks.assemble(view, "FSDP")
 
 
 LAYOUT = Layout(

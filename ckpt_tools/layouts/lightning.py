@@ -56,7 +56,7 @@ LAYOUT = Layout(
         PartPattern("last-v{number}.ckpt", Role.COMBINED, TORCH),
         PartPattern("hpc_ckpt_{number}.ckpt", Role.COMBINED, TORCH),
         PartPattern(".metadata", Role.METADATA, ("dcp",)),
-        PartPattern("__{rank}_{number}.distcp", Role.CHUNKS),
+        PartPattern("__{rank}_{number}.distcp", Role.CHUNKS, ("distcp",)),
     ),
     slots=_SLOTS,
     needs={

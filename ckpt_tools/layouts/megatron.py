@@ -66,7 +66,7 @@ LAYOUT = Layout(
     parts=(
         PartPattern(".metadata", Role.METADATA, ("dcp",)),
         PartPattern("*/.zarray", Role.METADATA),
-        PartPattern("*__{rank}_{number}.distcp", Role.CHUNKS),
+        PartPattern("*__{rank}_{number}.distcp", Role.CHUNKS, ("distcp",)),
         PartPattern("common.pt", Role.COMMON, TORCH),
         PartPattern("metadata.json", Role.BACKEND, JSON),
         PartPattern("integrity.json", Role.OTHER, JSON),

@@ -39,7 +39,7 @@ LAYOUT = Layout(
     directories=("*step={step}*", "*-last"),
     parts=(
         PartPattern("weights/.metadata", Role.METADATA, ("dcp",)),
-        PartPattern("weights/*__{rank}_{number}.distcp", Role.CHUNKS),
+        PartPattern("weights/*__{rank}_{number}.distcp", Role.CHUNKS, ("distcp",)),
         PartPattern("weights/common.pt", Role.COMMON, TORCH),
         PartPattern("weights/metadata.json", Role.BACKEND, JSON),
         PartPattern("context/io.json", Role.CONFIG, JSON),

@@ -32,8 +32,8 @@ LAYOUT = Layout(
     directories=("step{step}",),
     staging=("step{step}-tmp",),
     parts=(
-        PartPattern("model_and_optim/.metadata", Role.METADATA),
-        PartPattern("model_and_optim/__{rank}_{number}.distcp", Role.CHUNKS),
+        PartPattern("model_and_optim/.metadata", Role.METADATA, ("dcp",)),
+        PartPattern("model_and_optim/__{rank}_{number}.distcp", Role.CHUNKS, ("distcp",)),
         PartPattern("train/rank{rank}.pt", Role.CUSTOM, TORCH),
         PartPattern(".metadata.json", Role.RESULTS, JSON),
         PartPattern("config.json", Role.OTHER, JSON),

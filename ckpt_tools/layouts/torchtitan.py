@@ -29,8 +29,8 @@ LAYOUT = Layout(
     probe=_probe,
     directories=("step-{step}",),
     parts=(
-        PartPattern(".metadata", Role.METADATA),
-        PartPattern("__{rank}_{number}.distcp", Role.CHUNKS),
+        PartPattern(".metadata", Role.METADATA, ("dcp",)),
+        PartPattern("__{rank}_{number}.distcp", Role.CHUNKS, ("distcp",)),
         PartPattern("model.safetensors.index.json", Role.INDEX, JSON),
         PartPattern("model-{shard}-of-{shards}.safetensors", Role.WEIGHTS, SAFETENSORS),
     ),

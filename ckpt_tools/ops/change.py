@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_tools.core.errors import EditRefusedError, UsageError
@@ -32,6 +33,7 @@ MANY = 8
 
 MANIFEST = "manifest.json"
 
+_RANK = re.compile(r"rank_\d+")
 _DAMAGE = engine.Selection(("CK2",))
 
 
@@ -201,7 +203,19 @@ def told(changed: Sequence[Changed]) -> tuple[Change, ...]:
             rows.append(Change(first.part.path, _alike(first), first.old, first.new))
         else:
             rows += [Change(change.part.path, change.key, change.old, change.new) for change in members]
-    return tuple(rows)
+    return tuple(of_ranks(rows))
+
+
+def of_ranks(rows: Sequence[Change]) -> Iterator[Change]:
+    """Yield like changes in the files of many ranks as one, with ``*`` for the numbers of the ranks."""
+    groups: dict[tuple[object, ...], list[Change]] = {}
+    for row in rows:
+        groups.setdefault((_RANK.sub("rank_*", row.path), row.key, repr(row.old), repr(row.new)), []).append(row)
+    for members in groups.values():
+        if len(members) > MANY:
+            yield replace(members[0], path=_RANK.sub("rank_*", members[0].path))
+        else:
+            yield from members
 
 
 def _alike(change: Changed) -> str:

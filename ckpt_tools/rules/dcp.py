@@ -276,7 +276,7 @@ def data_newer(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **How to repair.** `ckpt verify --deep` opens every piece. Save into a fresh directory each time.
 
-    **Known exceptions.** Copies that do not keep times leave the same.
+    **Known exceptions.** Copies that do not keep times leave the same. What `ckpt` edited is known by its journal.
     """
     longer = any(True for _ in _told(context, "dcp-file-longer"))
     for hit in _told(context, "dcp-data-newer"):

@@ -1,21 +1,36 @@
-"""CK145, CK146: what FSDP keeps in directories and files of its own."""
+"""CK145, CK146, CK148: what FSDP keeps in directories and files of its own."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
+from ckpt_tools.containers.base import Content
 from ckpt_tools.containers.pickle_names import several
+from ckpt_tools.layouts.assembly_ranks import RankFiles
 from ckpt_tools.layouts.match import is_file
-from ckpt_tools.model.checkpoint import Checkpoint, Role
-from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, DEGRADES_RESUME, Severity
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
+from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, DEGRADES_RESUME, Impact, Severity
+from ckpt_tools.model.values import Value
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _TRAINING = (Role.SCHEDULER, Role.RNG)
+_FULL = "pytorch_model_fsdp.bin"
 
 
 def _has(checkpoint: Checkpoint, start: str) -> bool:
     return any(part.path.startswith(start) and part.layout == "fsdp" for part in checkpoint.parts)
+
+
+def _lost_full(checkpoint: Checkpoint) -> bool:
+    """Whether the Trainer saved with ``FULL_STATE_DICT``, which the name of the optimizer tells, and no model is there."""
+    names = checkpoint.listing.names()
+    return (
+        checkpoint.layout == "hf-trainer"
+        and "optimizer.bin" in names
+        and not any(name.startswith("pytorch_model_fsdp") for name in names)
+    )
 
 
 @rule("CK145", "fsdp-part-missing", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
@@ -30,12 +45,19 @@ def part_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **Known exceptions.** A model saved alone (no schedule and no random state either) is a choice. An interrupted save
     is told by CK101.
     """
-    if "fsdp" not in checkpoint.layouts or is_file(context.run):
+    if is_file(context.run):
+        return
+    if _lost_full(checkpoint):
+        detail = ("optimizer.bin is there, which only FSDP writes", f"the Trainer stops: no such file {_FULL}")
+        yield Hit(f"{_FULL} is missing", detail=detail, impact=BREAKS_RESUME)
+    if "fsdp" not in checkpoint.layouts:
         return
     model = _has(checkpoint, "pytorch_model_fsdp") or checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX)
     optimizer = _has(checkpoint, "optimizer") or checkpoint.has(Role.OPTIMIZER)
     if optimizer and not model:
-        yield Hit("the model is missing: the optimizer's part of FSDP is there, pytorch_model_fsdp is not")
+        stops = "the Trainer" if checkpoint.layout == "hf-trainer" else "load_state"
+        detail = f"{stops} stops: the model is read from pytorch_model_fsdp"
+        yield Hit("the model is missing: the optimizer of FSDP is there, pytorch_model_fsdp is not", detail=(detail,))
     elif model and not optimizer and checkpoint.has(*_TRAINING) and Role.OPTIMIZER not in context.view.unwritten:
         trainer = checkpoint.layout == "hf-trainer"
         detail = "the Trainer starts it afresh without a word" if trainer else "load_state stops: no such directory"
@@ -45,10 +67,10 @@ def part_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
 @rule("CK146", "fsdp-rank-files", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
 def rank_files(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """Each rank wrote files of its own, and some are missing, or the resume is planned for another number of ranks.
+    """Each rank wrote files of its own, and some are missing or are not what their names say.
 
     **Why it matters.** `LOCAL_STATE_DICT` and `use_dcp=False` keep what each rank held, as it held it: a rank without
-    its file stops, and such files cannot be spread over more or fewer ranks.
+    its file stops. With a file of another rank it takes that one's piece of every tensor for its own, without a word.
 
     **How to repair.** Copy the missing files from the nodes that wrote them. To train on other numbers of ranks, save
     with `SHARDED_STATE_DICT`.
@@ -58,21 +80,65 @@ def rank_files(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if "fsdp" not in checkpoint.layouts or is_file(context.run):
         return
     states = {part.rank for part in checkpoint.of(Role.RNG) if part.rank is not None}
-    for role, impact in ((Role.MODEL_STATES, BREAKS_ALL), (Role.OPTIMIZER_STATES, BREAKS_RESUME)):
+    for role, impact in _PARTS:
         parts = [part for part in checkpoint.of(role) if part.layout == "fsdp" and part.rank is not None]
         ranks = {part.rank for part in parts if part.rank is not None}
-        if not ranks:
-            continue
-        count = max(ranks | states) + 1
-        lost = count - len(ranks)
+        count = max(ranks | states, default=-1) + 1
+        lost = count - len(ranks) if ranks else 0
         if lost:
             first = islice((rank for rank in range(count) if rank not in ranks), 10)
             names = several((parts[0].path.replace(f"rank{parts[0].rank}", f"rank{rank}") for rank in first), lost)
             yield Hit(f"files of {lost:,} of {count:,} ranks are missing", detail=(names,), impact=impact)
-        wanted = context.settings.world_size
-        if wanted is not None and wanted != count:
-            detail = (f"{parts[0].path} and its like cannot be spread anew",)
-            yield Hit(f"saved by {count:,} ranks, to be resumed by {wanted:,}", detail=detail, impact=BREAKS_RESUME)
+        for made in _made(context, role):
+            yield from _misplaced(made, impact)
+            if made.holes and not lost:
+                several_of = f"parts of {len(made.holes):,} tensors are in no file"
+                yield Hit(several_of, made.parts[0].path, detail=(several(made.holes),), impact=impact)
 
 
-RULES: tuple[Rule, ...] = (part_missing, rank_files)
+_PARTS = ((Role.MODEL_STATES, BREAKS_ALL), (Role.OPTIMIZER_STATES, BREAKS_RESUME))
+
+
+def _made(context: Context, role: Role) -> Iterator[RankFiles]:
+    return (each for each in context.view.assemblies if isinstance(each, RankFiles) and each.role is role)
+
+
+def _misplaced(made: RankFiles, impact: Impact) -> Iterator[Hit]:
+    for part, content in made.readable:
+        rank = content.facts.get("rank")
+        if rank is not None and rank != part.rank:
+            yield Hit(f"it was written by rank {rank:,}, and rank {part.rank:,} will load it", part.path, impact=impact)
+
+
+@rule("CK148", "fsdp-ranks-differ", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
+def ranks_differ(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """The optimizer's files of the ranks are of different steps, or have different rates.
+
+    **Why it matters.** Nothing compares them: every rank goes on with its own file, and its pieces of the moments are
+    of another save than those of the others.
+
+    **How to repair.** Bring together the files of one save, or fall back to an older checkpoint.
+    """
+    for made in _made(context, Role.OPTIMIZER_STATES):
+        told = {part.path: _numbers(made, part, content) for part, content in made.readable}
+        counts = Counter(told.values())
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            odd = [path for path, numbers in told.items() if numbers != usual]
+            lines = [f"{path}: {_said(told[path])}" for path in (next(p for p in told if p not in odd), odd[0])]
+            yield Hit("the files of the ranks are of different saves", odd[0], detail=(*lines, several(odd)))
+
+
+def _numbers(made: RankFiles, part: Part, content: Content) -> tuple[tuple[str, Value], ...]:
+    """Return the highest step and the rates of the groups."""
+    slots = [slot for slot in made.told(part, content) if isinstance(slot.value, int | float)]
+    steps = [("step", slot.value) for slot in slots if slot.quantity == "optimizer-step"]
+    rates = (("rate", slot.value) for slot in slots if slot.quantity == "lr")
+    return (*([max(steps)] if steps else ()), *rates)
+
+
+def _said(numbers: tuple[tuple[str, Value], ...]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in numbers[:4]) or "no numbers"
+
+
+RULES: tuple[Rule, ...] = (part_missing, rank_files, ranks_differ)

@@ -106,7 +106,7 @@ def optimizer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     """
     if not _saved_to_resume(checkpoint, context) or not _lacks(checkpoint, context, Role.OPTIMIZER):
         return
-    if context.view.elsewhere or _misleading(checkpoint, context):
+    if context.view.elsewhere or "fsdp" in checkpoint.layouts or _misleading(checkpoint, context):
         return
     if any("optim" in path.lower() for path in checkpoint.unclaimed):
         return
@@ -308,6 +308,10 @@ def rank_files_gap(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     gap = [str(rank) for rank in range(lowest, max(ranks)) if rank not in ranks]
     if gap:
         yield Hit(f"no random state of rank {_names(gap)}, but of rank {max(ranks)}")
+    written = max((assembly.world_size or 0 for assembly in context.view.assemblies), default=0)
+    beyond = [str(rank) for rank in range(max(ranks) + 1, written)]
+    if beyond and lowest == 0:
+        yield Hit(f"no random state of rank {_names(beyond)}, and {written:,} ranks wrote the rest")
     plain = next((part for part in checkpoint.of(Role.RNG) if part.rank is None), None)
     if plain is not None:
         detail = "one process reads the former, several the latter: one of them is of another save"

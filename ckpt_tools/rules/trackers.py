@@ -255,10 +255,10 @@ def world_size_fixed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     ranks. DeepSpeed's ZeRO has a rule of its own.
     """
     wanted = context.settings.world_size
-    for assembly in context.view.assemblies if wanted is not None else ():
-        written = assembly.world_size
-        if written is not None and written != wanted and not assembly.reshardable:
-            yield Hit(f"{written:,} ranks wrote it, and only as many can load it: not {wanted:,}", assembly.place)
+    fixed = [each for each in context.view.assemblies if wanted is not None and not each.reshardable]
+    for place, written in dict.fromkeys((each.place, each.world_size) for each in fixed):
+        if written is not None and written != wanted:
+            yield Hit(f"{written:,} ranks wrote it, and only as many can load it: not {wanted:,}", place)
 
 
 RULES: tuple[Rule, ...] = (

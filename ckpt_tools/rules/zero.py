@@ -287,11 +287,12 @@ def _newest(checkpoint: Checkpoint, context: Context) -> bool:
 
 
 def _ahead(checkpoint: Checkpoint, context: Context) -> str | None:
-    """Return the tag that ``latest`` names where it is another one."""
+    """Return the tag that ``latest`` names where it is another one, which is there: the one saved before."""
     if context.run.single or checkpoint.path.endswith("_universal"):
         return None
     named = pointed(context.run.listing)
-    return named if named is not None and named != checkpoint.path else None
+    there = named is not None and named in context.run.listing.files
+    return named if there and named != checkpoint.path else None
 
 
 @rule("CK158", "trainer-schedule-missing", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)

@@ -226,6 +226,9 @@ def universal_pieces_missing(checkpoint: Checkpoint, context: Context) -> Iterat
             impact=None if weights else BREAKS_RESUME,
         )
     prefix = f"{tag.folder}/" if tag.folder else ""
+    if f"{prefix}zero/optimizer_state.pt" not in checkpoint.listing.files:
+        detail = ('DeepSpeed stops: "containing optimizer global state is missing! Cannot proceed."',)
+        yield Hit("zero/optimizer_state.pt is missing", tag.folder, detail=detail, impact=BREAKS_RESUME)
     if any(path.startswith(f"{prefix}tmp/") for path in checkpoint.listing.files):
         text = "a directory of the conversion was left over: it did not end"
         yield Hit(text, f"{prefix}tmp", severity=Severity.WARNING, impact=HARMLESS)

@@ -196,7 +196,8 @@ def rates_differ(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **Why it matters.** Each rank trains its share of the weights with the rate in its own file, and nothing says that
     they differ. An edit of one file alone does this.
 
-    **How to repair.** Set the rate in all files (`ckpt set-lr` does).
+    **How to repair.** Take the edit of the one file back, or copy the file again from its source; then `ckpt set-lr`
+    changes all of them.
 
     **Known exceptions.** Partitions of different steps, which CK571 tells, and pipelines.
     """

@@ -49,6 +49,12 @@ PLANS: dict[str, tuple[Action, ...]] = {
         _patch("less/rng.pt", 3, b"rng" * 300, b"RNG"),
         MoveFile("scheduler.pt", "scheduler.old"),
     ),
+    "nested": (
+        _patch("more/deep/x", 5, SOME[::-1][700:1500], b"step"),
+        WriteFile("more/rng.pt", b"deeper", b"rng" * 300),
+        MoveFile("more/deep", "more/deeper"),
+        MoveFile("more", "less"),
+    ),
     "quarantine": (
         MoveFile("optimizer.pt", ".ckpt-tools/quarantine/optimizer.pt"),
         WriteFile("optimizer.pt", b"rebuilt" * 200, None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ torch = pytest.importorskip("torch")
 
 from ckpt_tools.cli.app import dispatch  # noqa: E402
 from ckpt_tools.core.errors import EditRefusedError  # noqa: E402
+from ckpt_tools.edits.proof import prove  # noqa: E402
+from ckpt_tools.edits.values import Setting, plan_values  # noqa: E402
+from ckpt_tools.layouts.match import open_run  # noqa: E402
+from ckpt_tools.layouts.view import View  # noqa: E402
+from ckpt_tools.model.plan import PatchBytes  # noqa: E402
 from ckpt_tools.ops.seal import seal  # noqa: E402
 from ckpt_tools.ops.set_lr import set_lr  # noqa: E402
 from ckpt_tools.ops.set_step import set_step  # noqa: E402
@@ -119,14 +125,18 @@ def test_the_files_of_all_ranks_or_none(copy_of: Copy) -> None:
     assert digests(path) == before
 
 
-def test_the_trainer_with_fsdp(copy_of: Copy) -> None:
-    path = copy_of("fsdp/trainer-sharded") / "checkpoint-2"
+@pytest.mark.parametrize("kind", ["sharded", "full"])
+def test_the_trainer_with_fsdp(copy_of: Copy, kind: str) -> None:
+    path = copy_of(f"fsdp/trainer-{kind}") / "checkpoint-2"
     before = digests(path)
     report = set_lr(str(path), peak=1e-3)
-    groups = loaded(path / "optimizer_0")["optimizer"]["param_groups"]
+    if kind == "full":
+        groups, changed_file = torch.load(path / "optimizer.bin", weights_only=True)["param_groups"], "optimizer.bin"
+    else:
+        groups, changed_file = loaded(path / "optimizer_0")["optimizer"]["param_groups"], "optimizer_0/__1_0.distcp"
     assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3]
     assert torch.load(path / "scheduler.pt", weights_only=True)["base_lrs"] == [1e-3, 1e-3]
-    assert {row.path for row in report.files} == {"optimizer_0/__1_0.distcp", "scheduler.pt"}
+    assert {row.path for row in report.files} == {changed_file, "scheduler.pt"}
     undo(str(path))
     assert digests(path) == before
 
@@ -306,7 +316,7 @@ def test_megatron_names_the_settings(copy_of: Copy) -> None:
     assert "--override-opt_param-scheduler" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("damage", ["cut", "metadata", "missing", "blob"])
+@pytest.mark.parametrize("damage", ["cut", "metadata", "no metadata", "missing", "blob"])
 def test_a_damaged_directory_is_refused(copy_of: Copy, damage: str) -> None:
     path = copy_of("dcp/plain")
     file = path / "__1_0.distcp"
@@ -314,6 +324,8 @@ def test_a_damaged_directory_is_refused(copy_of: Copy, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "metadata":
         (path / ".metadata").write_bytes((path / ".metadata").read_bytes()[:2000])
+    elif damage == "no metadata":
+        (path / ".metadata").unlink()
     elif damage == "missing":
         (path / "__0_0.distcp").unlink()
     else:
@@ -322,7 +334,7 @@ def test_a_damaged_directory_is_refused(copy_of: Copy, damage: str) -> None:
         raw[place : place + 64] = bytes(64)
         file.write_bytes(raw)
     before = digests(path)
-    with pytest.raises(EditRefusedError):
+    with pytest.raises(EditRefusedError, match=r"metadata|__\d_0\.distcp"):
         set_lr(str(path), 1e-3, settle=0)
     assert digests(path) == before
 
@@ -377,6 +389,28 @@ def test_json_names_what_is_inside(copy_of: Copy, capsys: pytest.CaptureFixture[
         ("__1_0.distcp", "lr_scheduler.base_lrs[0]"),
         ("__1_0.distcp", "lr_scheduler._last_lr[0]"),
     }
+
+
+@pytest.mark.parametrize("written", [0.5, 0.25, None])
+def test_the_proof_opens_what_is_inside_again(copy_of: Copy, written: float | None) -> None:
+    path, name = copy_of("dcp/plain"), f"{GROUPS}.lr"
+    view = View(open_run(str(path)).checkpoints[0])
+    part = next(part for part in view.checkpoint.parts if part.path == "__1_0.distcp")
+    planned = plan_values(view, [Setting(part, (name,), 0.5)])
+    (place,) = [key[2] for key in blobs(path) if key[1] == name]
+    raw = bytearray((path / part.path).read_bytes())
+    if written is None:  # the checksum alone
+        raw[place + 40] ^= 1
+    for action in planned.actions if written is not None else ():
+        assert isinstance(action, PatchBytes)
+        raw[action.offset : action.offset + len(action.new)] = action.new
+    if written is not None and written != 0.5:
+        (first, *_) = planned.actions
+        assert isinstance(first, PatchBytes)
+        raw[first.offset : first.offset + 9] = b"G" + struct.pack(">d", written)
+    (path / part.path).write_bytes(raw)
+    reason = prove(view, View(open_run(str(path)).checkpoints[0]), planned.changed)
+    assert (reason is None) == (written == 0.5)
 
 
 def test_a_copy_of_the_journal_is_enough(copy_of: Copy, tmp_path: Path) -> None:
