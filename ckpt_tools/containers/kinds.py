@@ -90,6 +90,7 @@ _DCP = re.compile(
 _LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46"
 _LFS = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/|version http://git-media\.io/v/")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body|title|meta|script|style|div|h[1-6]|p|center)\b", re.IGNORECASE)
+_WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _XML_PROLOGUE = re.compile(r"(?:\s*(?:<\?[^>]*\?>|<!--.*?-->))*\s*", re.DOTALL)
 _XML_ERROR = re.compile(r"<(?:\w+:)?(?:Error|ErrorResponse|ListBucketResult)\b")
 _ERROR_KEYS = frozenset(
@@ -142,8 +143,8 @@ def look(source: Source, expected: tuple[str, ...] = ()) -> Look:
     head = source.read(0, PAGE)
     if not head:
         return Look("empty")
-    if "raw" in expected:  # tensors may be all zero, and may look like anything
-        return Look("ocdbt" if head.startswith(_OCDBT_NODE) else "git-lfs-pointer" if _LFS.match(head) else "raw", head)
+    if "raw" in expected:
+        return _raw(source, head, expected)
     if not head.strip(b"\0"):
         looked = _zeros(source)
         if looked:
@@ -152,6 +153,16 @@ def look(source: Source, expected: tuple[str, ...] = ()) -> Look:
     if kind == "unknown":
         kind = "tensor-bundle" if _is_bundle(source, expected) else kind
     return Look(kind, head)
+
+
+def _raw(source: Source, head: bytes, expected: tuple[str, ...]) -> Look:
+    """Tensors may be all zero, but for those of an OCDBT store, which are compressed; few beginnings tell the rest."""
+    looked = _zeros(source) if "ocdbt" in expected and not head.strip(b"\0") else 0
+    if looked:
+        return Look("zeros", head, looked)
+    if head.startswith(_OCDBT_NODE):
+        return Look("ocdbt", head)
+    return Look("git-lfs-pointer" if _LFS.match(head) else "html" if _WEB_PAGE.match(head) else "raw", head)
 
 
 def _is_bundle(source: Source, expected: tuple[str, ...]) -> bool:

@@ -126,6 +126,8 @@ def _dtype_fault(value: Opaque) -> str | None:
         return "numpy.dtype is asked for a type that there is not"
     if type(state) is not tuple or not 5 <= len(state) <= 9 or type(state[0]) is not int:
         return "a numpy dtype gets a state of another form"
+    if state[2] is not None and (type(state[2]) is not tuple or len(state[2]) != 2):
+        return "a numpy dtype is part of another in a form that there is not"
     if (state[3] is None) != (state[4] is None) and state[0] == 3:
         return "a numpy dtype gets fields without names, or names without fields"
     if state[1] not in ("<", ">", "|", "="):

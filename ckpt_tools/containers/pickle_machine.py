@@ -23,7 +23,7 @@ _FUNCTIONS = ("torch._utils._rebuild_", "torch._tensor._rebuild_", "_codecs.enco
 _BUILTINS = frozenset(
     (
         *("builtins.set", "builtins.complex", "builtins.bytearray"),
-        *("torch.Tensor", "torch.device", "torch.serialization._get_layout"),
+        *("torch.Tensor", "torch.nn.parameter.Parameter", "torch.device", "torch.serialization._get_layout"),
     )
 )
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}

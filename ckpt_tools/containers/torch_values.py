@@ -29,6 +29,7 @@ MAX_CACHED = 4096
 MAX_DIMENSIONS = 128
 MAX_NOTED = 50
 MAX_NUMBER = 1 << 62
+_OF_ONE = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 _Geometry = tuple[
     tuple[int, ...],  # the shape and
@@ -118,6 +119,8 @@ class TorchValues:
         if build is None:
             if made.qualname.startswith("torch.") and not_callable(made.qualname):
                 self.fault(f"{made.qualname} is called")
+            elif made.qualname in _OF_ONE and len(made.args) > 2 and type(made.args[0]) is Storage:
+                self.fault(f"{made.qualname} is called as if it were a function that rebuilds tensors")
             return made
         result = build(self, made.args)
         return made if result is None else result

@@ -40,6 +40,7 @@ _FULL16 = 0xFFFF
 LOCKED = 0x61
 """The flags of members that are encrypted in one of two ways, or patches of others: torch reads none of them."""
 
+_DIRECTORY = 0x10  # in the attributes of a record, as MS-DOS had them
 _UNUSUAL = 0x2000 | LOCKED
 
 
@@ -193,7 +194,7 @@ def _central(
         if position + 46 > room:
             problems.append(_short(number, count))
             return
-        mark, _, _, flags, method, _, _, crc32, packed, size, *sizes, disk, _, _, header = unpack(raw, position)
+        mark, _, _, flags, method, _, _, crc32, packed, size, *sizes, disk, _, outer, header = unpack(raw, position)
         name_size, extra_size, comment_size = sizes
         extra = position + 46 + name_size
         end = extra + extra_size + comment_size
@@ -203,6 +204,9 @@ def _central(
         name = raw[position + 46 : extra].decode("utf-8", "backslashreplace")
         if _FULL32 in (packed, size, header) or disk == _FULL16:
             size, packed, header = _wide(raw[extra : extra + extra_size], size, packed, header)
+        if outer & _DIRECTORY and packed:
+            claim = f"{name}: it is marked as a directory: torch reads nothing and takes what was in memory before"
+            _note(problems, 0, claim, name, header)
         if (packed != size or disk or flags & _UNUSUAL) and not strange:
             strange.append(number)
         yield name, header, packed, size, crc32, method, flags
@@ -264,6 +268,8 @@ def _locate(
             )
             continue
         start = header + 30 + name_size + extra_size
+        if not packed:
+            start = min(start, central)  # torch does not look where a record of no bytes lies
         if central < start + packed <= source.size:
             _note(problems, noted, f"{name} and the zip directory lie on the same bytes", name, header)
             continue

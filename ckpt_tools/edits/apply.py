@@ -18,7 +18,7 @@ from ckpt_tools.edits.journal import Entry, Home
 from ckpt_tools.edits.outcome import Outcome, compare, files_of, why
 from ckpt_tools.edits.session import restore_directories, session
 from ckpt_tools.edits.steps import Steps
-from ckpt_tools.model.plan import AppendBytes, CutFile, MoveFile, PatchBytes, Plan, TruncateTo, WriteFile, origin
+from ckpt_tools.model.plan import AppendBytes, CutFile, MoveFile, PatchBytes, Plan, Step, TruncateTo, WriteFile, origin
 
 Prove = Callable[[], str | None]
 """Opens the files again and says what is not exactly as the plan meant it, None when all is."""
@@ -85,14 +85,16 @@ def _begin(home: Home, plan: Plan, directories: dict[str, int], command: str, no
     steps = Steps(home.root, plan, 0, disk)
     files: dict[str, int] = {}
     digests: dict[str, str] = {}
+    about: dict[str | None, list[Step]] = {}
+    for number, step in enumerate(steps.steps):
+        about.setdefault(origin(steps.steps, number, step[0].path), []).append(step)
     for path, last in files_of(plan).items():
         there = look(home.at(path))
         if there is None or not there.is_file:
             continue
         files[path] = there.mtime_ns
         if there.size <= SMALL:
-            every = enumerate(steps.steps)
-            own = [step for number, step in every if origin(steps.steps, number, step[0].path) == path]
+            own = about.get(path, [])
             kinds = {type(step[0]) for step in own}
             if kinds & {PatchBytes, AppendBytes, TruncateTo, CutFile} and WriteFile not in kinds:
                 digests[last] = steps.digest(path, own)

@@ -1,8 +1,8 @@
 """State dicts in the files of DeepSpeed: every rank has its own of the same numbers, and all are changed, or none.
 
 What of them decides was measured by resumes.  Each rank takes its rates from its own optimizer file, and nothing
-compares them.  A scheduler of torch goes on from its state in the model states, and ``scheduler.pt`` of the Trainer does
-where there is none.  DeepSpeed's own schedulers keep one counter and compute every rate anew.
+compares them.  A scheduler of torch goes on from its state in the model states; where there is none, the Trainer's does
+from ``scheduler.pt``.  DeepSpeed's own schedulers keep one counter and compute every rate anew.
 """
 
 from __future__ import annotations
@@ -104,17 +104,17 @@ def find(view: View, found: States) -> States:
     tag = _whole_tag(view)
     apart = False
     if tag.universal:
-        optimizers = (_universal(tag),)
+        optimizers = [_universal(tag)]
     else:
         ranks = [held for _, held in sorted(_optimizers(tag).items())]
         for held in ranks:
             _require_alike(view, held)
         apart = not _alike(view, [held[0] for held in ranks])
         merged = ranks if apart else [[each for held in ranks for each in held]]
-        optimizers = tuple(_joined(held) for held in merged if held)
+        optimizers = [_joined(held) for held in merged if held]
     engine = _engine(tag)
     return States(
-        optimizers or found.optimizers,
+        tuple(optimizers) or found.optimizers,
         tuple(_schedulers(tag, apart=apart)) or found.schedulers,
         found.trainer,
         staying=tuple(_staying(engine.value)),
@@ -148,7 +148,7 @@ def told(view: View) -> Iterator[str]:
     tag = _whole_tag(view)
     yield "DeepSpeed ignores the lr of the ds_config that it is launched with: the saved rates decide"
     if tag.universal and tag.stage == 3:
-        yield "a resume from a universal checkpoint of stage 3 takes the rate of group 0 for all groups"
+        yield "of a universal checkpoint of stage 3 all groups get the rates of group 0, until a scheduler sets them"
 
 
 def _settings(configured: Mapping[Any, Value], view: View) -> str:
@@ -367,6 +367,6 @@ def _staying(engine: Mapping[Any, Value]) -> Iterator[str]:
     """Yield what else the model states hold that may count: data samplers, and what the loop added."""
     step = engine.get("global_steps")
     for name, value in engine.items():
-        if name not in _OWN and value is not None and isinstance(name, str):
-            if not (name in plain.STEP_KEYS and whole(value) == step):
-                yield name
+        follows = name in plain.STEP_KEYS and whole(value) == step
+        if name not in _OWN and value is not None and isinstance(name, str) and not follows:
+            yield name

@@ -57,6 +57,10 @@ def impact_of(made: DcpAssembly, names: Iterable[str]) -> Impact:
     return BREAKS_ALL if any(made.kind(fqn) is Kind.WEIGHTS for fqn in names) else BREAKS_RESUME
 
 
+def _weights_first(made: DcpAssembly, names: list[str]) -> str:
+    return several(sorted(names, key=lambda fqn: (made.kind(fqn) is not Kind.WEIGHTS, fqn not in made.tensors)))
+
+
 def misfits(made: DcpAssembly) -> Iterator[Misfit]:
     """Yield everything that does not fit, files first."""
     if not made.readable or made.view.checkpoint.is_file:
@@ -100,7 +104,7 @@ def _absent(made: DcpAssembly) -> Iterator[Misfit]:
     names = list(dict.fromkeys(piece.fqn for path in lost for piece in made.pieces[path]))
     detail = (
         f"{len(lost):,} of {len(made.pieces):,} data files: {several(lost)}",
-        f"{len(names):,} tensors and objects have parts there: {several(names)}",
+        f"{len(names):,} tensors and objects have parts there: {_weights_first(made, names)}",
         "torch.distributed.checkpoint stops with FileNotFoundError at the first that is loaded",
     )
     message = f"{lost[0]} is missing" if len(lost) == 1 else f"{len(lost):,} data files are missing"
@@ -139,7 +143,7 @@ def _beyond(made: DcpAssembly, path: str, size: int, beyond: list[Piece], pieces
     cause = "the file was cut, or written over since the metadata was: a save into the same directory that did not end"
     detail = (
         f"should have {needed:,} bytes by the metadata, and has {size:,}",
-        f"{len(beyond):,} of its {len(pieces):,} pieces are not all there: {several(names)}",
+        f"{len(beyond):,} of its {len(pieces):,} pieces are not all there: {_weights_first(made, names)}",
         cause,
         'torch.distributed.checkpoint stops with "failed finding central directory" or an end of file',
     )

@@ -123,7 +123,9 @@ class RankFiles(Assembly):
 
     @cached_property
     def holes(self) -> Mapping[str, TensorRef]:
-        """The tensors of which some part is in no file."""
+        """The tensors of which some part is in no file, where no file is damaged."""
+        if len(self.readable) < len(self.parts) or any(content.problems for _, content in self.readable):
+            return {}
         return {
             name: ref
             for name, ref in self.tensors.items()

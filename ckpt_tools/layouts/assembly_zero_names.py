@@ -72,10 +72,10 @@ def parse_all(paths: Iterable[str]) -> Iterator[RankFile]:
     return (found for path in paths if (found := parse(path)) is not None)
 
 
-def is_usual(path: str) -> bool:
-    """Return whether ``path`` is a rank's file: what tells a directory from any other."""
+def home(path: str) -> str | None:
+    """Return the directory that ``path`` tells from any other as a tag; None where the file tells nothing."""
     found = parse(path)
-    return found is not None and found.kind in ("model", "optimizer")
+    return None if found is None or (found.kind == "piece" and found.prefix != "fp32") else found.folder
 
 
 def is_tag(name: str) -> bool:
@@ -89,7 +89,7 @@ def folders(listing: Listing) -> list[str]:
     A directory with the name of a tag is one by its name where none has any: a save that was killed at once.
     """
     paths = (path for path, entry in listing.files.items() if entry.kind is not Kind.DIRECTORY)
-    found = {path.rpartition("/")[0] for path in paths if is_usual(path)}
+    found = {folder for path in paths if (folder := home(path)) is not None}
     found = {folder for folder in found if "/" not in folder} or {
         name for name in listing.names() if _TAG.match(name) and listing.files[name].kind is Kind.DIRECTORY
     }

@@ -85,6 +85,7 @@ class Tracker:
     ``target`` turns its text into the name of an entry beside it, None where the text makes no sense, and ``text``
     turns the name back.  ``followed`` says that the loader takes what it names and looks no further; ``without`` is
     what it does where there is none, ``""`` where that is no loss.  Files called one of ``others`` stand in for it.
+    ``absolute`` trackers hold the whole path of what they name.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Tracker:
     text: Callable[[str], str] = str
     without: str = ""
     others: tuple[str, ...] = ()
+    absolute: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ with a slash in it makes a folder in the folder.  ``train_params.yaml`` is writt
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ckpt_tools.core.listing import Listing
 from ckpt_tools.layouts.assembly import Assembly
 from ckpt_tools.layouts.assembly_dcp import assemble_at
 from ckpt_tools.layouts.base import TEXT, TORCH, Layout, Need, PartPattern
@@ -30,11 +32,20 @@ def assemble(view: View) -> Iterator[Assembly]:
 
 
 _FOLDERS = ("", "*/")
+_SAVED = re.compile(r"(?:[^/]+/)?(?:\.metadata|__\d+_\d+\.distcp|[^/]+-\d+\.pt)\Z")
+
+
+def _probe(listing: Listing) -> bool:
+    """A training that was killed has no parameters yet: then the name of the folder tells, and what is in it."""
+    named = posixpath.basename(listing.root.rstrip("/")).startswith("fine-tuned-")
+    return named and any(_SAVED.match(path) for path in listing.files)
+
 
 LAYOUT = Layout(
     name="llama-recipes",
     title="llama-recipes",
     markers=("train_params.yaml", "*/train_params.yaml"),
+    probe=_probe,
     directories=("fine-tuned-*",),
     parts=tuple(
         PartPattern(f"{folder}{name}", role, containers)

@@ -147,6 +147,12 @@ def _siblings(run: Run) -> list[tuple[str, int]]:
     return sorted(found, key=lambda pair: pair[1])
 
 
+_LOOKED_FOR = (
+    "directories such as checkpoint-N, step-N, global_stepN and iter_N, files such as trainer_state.json, .metadata, "
+    "*.distcp, *.safetensors, pytorch_model*.bin, adapter_config.json, random_states_N.pkl, and "
+    "*.pt, *.pth, *.ckpt, *.tar, *.index, *.msgpack, *.keras, *.h5"
+)
+
 Named = tuple[Layout, str, int | None]
 """``(layout, path, number in the name)`` of a directory that has the name of a checkpoint."""
 
@@ -337,20 +343,20 @@ def _number(name: str) -> int | None:
 
 
 def _unknown(root: str, top: Listing) -> NothingFoundError:
-    below = []
-    for name, entry in top.files.items():
-        if entry.kind is Kind.DIRECTORY and name != SIDECAR:
-            inner = scan(os.path.join(root, name), depth=1)
-            named = any(True for _ in _named(os.path.join(root, name), inner, ""))
-            if named or any(layout.claims(inner) for layout in LAYOUTS if layout is not plain.LAYOUT):
-                below.append(name)
+    directories = [name for name, entry in top.files.items() if entry.kind is Kind.DIRECTORY and name != SIDECAR]
+    below = [name for name in directories if _holds_some(os.path.join(root, name))]
     if below:
+        many = f"{len(below):,} of its directories hold" if len(below) > 1 else "one of its directories holds"
         first = os.path.join(root, below[0])
-        return NothingFoundError(
-            f"{root}: no checkpoint here, but {len(below)} of its directories hold some",
-            hint=f"try `{first}`",
-        )
-    looked = "checkpoint-N directories, trainer_state.json, *.safetensors, pytorch_model*.bin, adapter_config.json, "
-    looked += "random_states_N.pkl, and *.pt, *.pth, *.ckpt, *.tar files"
-    found = f"{len(top.files):,} other entries" if top.files else "nothing at all"
-    return NothingFoundError(f"{root}: no checkpoint found", hint=f"looked for {looked}; found {found}")
+        return NothingFoundError(f"{root}: no checkpoint here, but {many} some", hint=f"try `{first}`")
+    others = "1 other entry" if len(top.files) == 1 else f"{len(top.files):,} other entries"
+    found = others if top.files else "nothing at all"
+    return NothingFoundError(f"{root}: no checkpoint found", hint=f"looked for {_LOOKED_FOR}; found {found}")
+
+
+def _holds_some(root: str) -> bool:
+    inner = scan(root, depth=1)
+    if any(_named(root, inner, "")):
+        return True
+    known = [layout for layout in LAYOUTS if layout is not plain.LAYOUT]
+    return any(layout.claims(inner) or (layout.gathers(inner) and any(parts_of(inner, [layout]))) for layout in known)

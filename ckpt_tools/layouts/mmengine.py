@@ -1,12 +1,23 @@
 """mmengine's ``CheckpointHook``: ``epoch_<n>.pth`` or ``iter_<n>.pth``, then ``last_checkpoint`` with its full path.
 
-Files are written in place.  With ``max_keep_ckpts`` the old one is deleted before the new one is saved.
+Files are written in place.  With ``max_keep_ckpts`` the old one is deleted before the new one is saved.  A resume
+follows the path as it stands (``find_latest_checkpoint``).
 """
 
 from __future__ import annotations
 
 from ckpt_tools.core.listing import Listing
-from ckpt_tools.layouts.base import TEXT, TORCH, TORCH_FILE_SLOTS, Layout, Need, PartPattern, SlotSpec, compile_name
+from ckpt_tools.layouts.base import (
+    TEXT,
+    TORCH,
+    TORCH_FILE_SLOTS,
+    Layout,
+    Need,
+    PartPattern,
+    SlotSpec,
+    Tracker,
+    compile_name,
+)
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import BREAKS_ALL
 
@@ -25,6 +36,12 @@ LAYOUT = Layout(
     directories=_NAMES,
     single=True,
     collection=True,
+    tracker=Tracker(
+        "last_checkpoint",
+        lambda text: text.strip().rpartition("/")[2] or None,
+        without="mmengine then trains from the beginning",
+        absolute=True,
+    ),
     parts=tuple(PartPattern(name, Role.COMBINED, TORCH) for name in _NAMES),
     run_parts=(PartPattern("last_checkpoint", Role.POINTER, TEXT),),
     slots=(

@@ -28,6 +28,8 @@ def _of_item(prefix: str) -> tuple[PartPattern, ...]:
         PartPattern(f"{prefix}commit_success.txt", Role.OTHER, TEXT),
         PartPattern(f"{prefix}*/.zarray", Role.METADATA, JSON),
         PartPattern(f"{prefix}*/zarr.json", Role.METADATA, JSON),
+        PartPattern(f"{prefix}*/{{number}}", Role.CHUNKS, ("raw",)),
+        PartPattern(f"{prefix}*/{{number}}.*", Role.CHUNKS, ("raw",)),
     )
 
 

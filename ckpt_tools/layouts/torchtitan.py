@@ -40,6 +40,7 @@ LAYOUT = Layout(
     },
     order=(Role.CHUNKS, Role.METADATA),
     commit=Role.METADATA,
-    unfinished="torchtitan passes it over, and resumes from an older one",
+    unfinished="torchtitan passes it over, and resumes from an older one. Or a copy left the hidden file out, as "
+    "`cp dir/*` does",
     assemble=assemble,
 )

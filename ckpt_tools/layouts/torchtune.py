@@ -1,7 +1,7 @@
 """torchtune: ``epoch_<n>/`` or ``step_<n>/`` with shards and an index, and ``recipe_state.pt`` to resume from.
 
-Weights, index, adapter, copies of the base model's files, then the recipe's state: in the directory, or, in older
-versions, in ``recipe_state/`` beside it.  The last one of a run has none on purpose.  Names only, from torchtune's
+Weights, index, adapter (PEFT's files are that layout's), copies of the base model's files, then the recipe's state: in
+the directory, or, in older versions, in ``recipe_state/`` beside it.  The last one of a run has none on purpose.  Names only, from torchtune's
 ``_checkpointer.py``: it does not run with current torch.
 """
 
@@ -22,8 +22,6 @@ LAYOUT = Layout(
         PartPattern("model.safetensors.index.json", Role.INDEX, JSON),
         PartPattern("pytorch_model.bin.index.json", Role.INDEX, JSON),
         PartPattern("adapter_model.pt", Role.CUSTOM, TORCH),
-        PartPattern("adapter_model.safetensors", Role.ADAPTER, SAFETENSORS),
-        PartPattern("adapter_config.json", Role.ADAPTER_CONFIG, JSON),
         PartPattern("recipe_state.pt", Role.COMBINED, TORCH),
         *MODEL_FILES,
     ),

@@ -24,6 +24,7 @@ class Tracked:
     ``home`` is the directory of the run that it stands in (``""`` is the run, or the checkpoint, itself).  ``said`` is
     its text, None where there is no such file, ``""`` also where it cannot be read.  ``target`` is the entry that the
     text stands for, None where it stands for none, and ``there`` is whether that is a directory or file beside it.
+    ``name`` is the file that was read: the tracker, or the first that stands in for it.
     """
 
     layout: Layout
@@ -32,10 +33,11 @@ class Tracked:
     said: str | None
     target: str | None = None
     there: bool = False
+    name: str = ""
 
     @property
     def path(self) -> str:
-        return self.at(self.tracker.name)
+        return self.at(self.name or self.tracker.name)
 
     def at(self, name: str) -> str:
         """Return where an entry beside the tracker lies."""
@@ -78,15 +80,17 @@ def _trackers(layouts: Iterable[Layout], listing: Listing, home: str) -> Iterato
         tracker = layout.tracker
         if tracker is None:
             continue
-        entry = listing.files.get(tracker.name)
+        names = (tracker.name, *tracker.others)
+        name = next((name for name in names if name in listing.files), tracker.name)
+        entry = listing.files.get(name)
         if entry is None or not entry.is_file:
             yield Tracked(layout, tracker, home, None)
             continue
-        said = _text(listing, tracker.name) if entry.size <= _MOST else ""
+        said = _text(listing, name) if entry.size <= _MOST else ""
         target = tracker.target(said) if said.strip() else None
         found = listing.files.get(target) if target else None
         there = found is not None and found.kind in (Kind.DIRECTORY, Kind.FILE)
-        yield Tracked(layout, tracker, home, said, target, there)
+        yield Tracked(layout, tracker, home, said, target, there, name)
 
 
 def _text(listing: Listing, name: str) -> str:

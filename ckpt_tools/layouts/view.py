@@ -51,7 +51,9 @@ MAX_SCALARS = 2048
 """So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
 
 
-_DEEPSPEED = r"global_step\d+(/|\Z)|(?:.*/)?[^/]*mp_rank_\d+_(?:model|optim)_?states\.pt\Z|zero_to_fp32\.py\Z"
+_DEEPSPEED = (
+    r"global_step\d+(/|\Z)|(?:.*/)?[^/]*mp_rank_\d+_(?:model|optim)_?states\.pt\Z|(?:zero_to_fp32\.py|latest)\Z"
+)
 _ELSEWHERE = (
     ("DeepSpeed", re.compile(_DEEPSPEED)),
     ("FSDP", re.compile(r"(?:pytorch_model_fsdp|optimizer)(?:_\d+/|(?:_\d+)?_rank\d+\.bin)")),

@@ -136,7 +136,8 @@ def schedule(view: View) -> Schedule | None:
         return Schedule(None, named)
     numbers = [(key.lstrip("_"), _short(state[key])) for key in row.shown if key in state]
     unnamed = row.kind == "LambdaLR" and named is None
-    return Schedule("LambdaLR or MultiplicativeLR" if unnamed else row.kind, named, tuple(numbers), row.note)
+    kind = {"of DeepSpeed": "DeepSpeed's own"}.get(row.kind, row.kind)
+    return Schedule("LambdaLR or MultiplicativeLR" if unnamed else kind, named, tuple(numbers), row.note)
 
 
 def _short(value: Value) -> str:

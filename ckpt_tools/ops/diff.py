@@ -142,7 +142,7 @@ def _model(view: View) -> tuple[dict[str, TensorRef], dict[str, str]]:
     for part in view.checkpoint.of(Role.COMBINED):
         content = view.content(part)
         for name, ref in content.tensors.items() if content is not None else ():
-            if id(ref) not in known and name not in found:
+            if ref.shape and id(ref) not in known and name not in found:  # a lone number is a counter
                 found[name], parts[name] = ref, "other"
     return _leaves(found), parts
 

@@ -171,7 +171,7 @@ def skipped(view: View) -> tuple[Skipped, ...]:
 
 def may_be_sealed(checkpoint: Checkpoint) -> bool:
     """Return whether a manifest may lie with the checkpoint; where none can, the code for it is not even imported."""
-    return checkpoint.is_file or SIDECAR in checkpoint.listing.files
+    return checkpoint.is_file or checkpoint.together or SIDECAR in checkpoint.listing.files
 
 
 def find_pending(view: View) -> None:

@@ -51,10 +51,11 @@ RUNS: tuple[ErrorText, ...] = (
         (r"torch\.Size\(\[0\]\) from checkpoint", r"shape torch\.Size\(\[0\]\)"),
         (
             "under ZeRO-3 each process holds a part, and what was saved is the empty rest; the training was fine",
-            "the weights are in global_step*/ of the checkpoint if it has one: gather them with zero_to_fp32.py",
+            "the weights are in global_step*/ of the checkpoint if it has one: gather them with `ckpt merge`, or with"
+            " zero_to_fp32.py",
             "for the next run set stage3_gather_16bit_weights_on_model_save to true",
         ),
-        (VERIFY, INFO),
+        (VERIFY, "ckpt merge {path}/global_step* MERGED"),
     ),
     ErrorText(
         "prefix",

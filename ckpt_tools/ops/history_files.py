@@ -139,7 +139,7 @@ def _numbers(view: View, facts: Facts) -> None:
     total = total if total and total > 0 else None
     finite = [number for number in counted if isfinite(number)]
     epoch = view.number("scheduler-step")
-    ticks = facts.kind in seams.COUNTING_KINDS and epoch is not None and isfinite(epoch)
+    ticks = facts.kind in seams.COUNTING_KINDS and epoch is not None and isfinite(epoch) and not _by_epoch(view, epoch)
     step = view.step
     rate = rates[0] if rates and isfinite(rates[0]) else None
     facts.stored.append(Stored(path, step, max(finite, default=None), epoch if ticks else None, rate, total))
@@ -152,6 +152,12 @@ def _numbers(view: View, facts: Facts) -> None:
         if isinstance(version, str):
             start = Start(path, step, view.training_args, describe.world_size(view), version[:40], total)
         facts.starts.append(start)
+
+
+def _by_epoch(view: View, counter: float) -> bool:
+    """Whether a scheduler may have counted epochs, as Lightning's do unless told otherwise: nothing in a file says."""
+    epoch = view.number("epoch")
+    return view.checkpoint.layout != "hf-trainer" and epoch is not None and counter <= epoch + 1
 
 
 def _appended(run: Run, facts: Facts) -> list[logs.Log]:

@@ -23,7 +23,7 @@ from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping, children
-from ckpt_tools.ops import address, describe, engine, next_steps, versions
+from ckpt_tools.ops import address, describe, engine, latest, next_steps, versions
 from ckpt_tools.reports.edit import PastEdit
 from ckpt_tools.reports.info import (
     CheckpointInfo,
@@ -89,7 +89,6 @@ def info(
 
 def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progress: Progress) -> InfoReport:
     rows: list[RunRow] = []
-    newest: View | None = None
     metric: str | None = None
     damaged = unreadable = False
     with progress.task("reading", len(run.checkpoints), "checkpoint") as task:
@@ -99,15 +98,13 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
             metric = metric or describe.metric_name(view)
             rows.append(_row(checkpoint, view, use, metric))
             damaged, unreadable = damaged or _damaged(view), unreadable or bool(view.errors)
-            if newest is None and checkpoint.path != "." and _usable(use):
-                newest = view
-            else:
-                view.release()
+            view.release()
             task.advance(1)
     rows.reverse()
-    if newest is None and run.checkpoints:
-        numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint.path != "."]
-        newest = View((numbered or list(run.checkpoints))[-1])
+    told = {row.path: row for row in rows}
+    order = _newest_first(run, told)
+    best = next((checkpoint for checkpoint in order if _usable(told[checkpoint.path].use)), None)
+    newest = View(best or order[0]) if order else None
     if newest is not None and tensors:
         return _checkpoint(run, newest.checkpoint, settings, tensors, pattern)
     described = (newest.checkpoint.path, describe.describe(newest)) if newest else None
@@ -120,10 +117,15 @@ def _run(run: Run, settings: Settings, tensors: bool, pattern: str | None, progr
         metric,
         described,
         Space(max(sizes), free_bytes(run.root)) if sizes else None,
-        tuple(next_steps.of_run(run, [(row.path, row.use) for row in rows], newest)),
+        tuple(next_steps.of_run(run, [(each.path, told[each.path].use) for each in reversed(order)], newest)),
         tuple(f"{stray.path} is ignored: {_STRAYS[stray.why]}" for stray in run.strays),
         3 if unreadable else 1 if damaged else 0,
     )
+
+
+def _newest_first(run: Run, told: Mapping[str, RunRow]) -> list[Checkpoint]:
+    numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint.path != "."]
+    return latest.ordered(numbered, lambda checkpoint: told[checkpoint.path].step) or list(run.checkpoints)
 
 
 def _usable(use: Use) -> bool:
@@ -222,7 +224,9 @@ def _edits(checkpoint: Checkpoint) -> tuple[PastEdit, ...]:
 
 def _file_title(part: Part) -> str:
     layout = by_name(part.layout).title
-    return "a file of a plain PyTorch loop" if part.role is Role.COMBINED else f"{part.role.value} file ({layout})"
+    if part.role is Role.COMBINED:
+        return "a file of a plain PyTorch loop" if part.layout == "plain" else f"{layout} checkpoint"
+    return f"{part.role.value} file ({layout})"
 
 
 def _damaged(view: View) -> bool:

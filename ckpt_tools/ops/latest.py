@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from ckpt_tools._version import __version__
@@ -82,7 +82,7 @@ def latest(
                 findings, _ = loading.proven(findings, checkpoint, view, engine.Selection(), loader)
             unreadable += [f"{checkpoint.path}/{name}" for name in view.errors]
             task.advance(1)
-            verdict, reasons = _judge(findings, purpose)
+            verdict, reasons = judge(findings, purpose)
             if not reasons or (allow_degraded and verdict is Verdict.DEGRADED):
                 found = checkpoint
                 break
@@ -104,11 +104,15 @@ def _candidates(run: Run, purpose: Purpose) -> list[Checkpoint]:
     """Return the checkpoints from the newest down; the export of a finished run counts for inference alone."""
     exports = [checkpoint for checkpoint in run.checkpoints if checkpoint.path == "." and not run.single]
     numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint not in exports]
-    ordered = _ordered(numbered)
-    return [*exports, *ordered] if purpose is Purpose.INFERENCE else ordered
+    newest_first = ordered(numbered, _stated)
+    return [*exports, *newest_first] if purpose is Purpose.INFERENCE else newest_first
 
 
-def _ordered(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+def _stated(checkpoint: Checkpoint) -> int | None:
+    return View(checkpoint).step
+
+
+def ordered(checkpoints: list[Checkpoint], stated_by: Callable[[Checkpoint], int | None]) -> list[Checkpoint]:
     """Return checkpoints from the newest down, by the step.
 
     Files such as ``last.ckpt``, whose names tell no step, are asked for the step that they state, where names and
@@ -117,8 +121,8 @@ def _ordered(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """
     newest = max((each for each in checkpoints if each.step is not None), key=lambda each: each.step or 0, default=None)
     bare = [each for each in checkpoints if each.step is None and each.is_file]
-    alike = newest is None or (bool(bare) and View(newest).step == newest.step)
-    stated = {each.path: View(each).step for each in bare} if alike and len(bare) <= MANY else {}
+    alike = newest is None or (bool(bare) and stated_by(newest) == newest.step)
+    stated = {each.path: stated_by(each) for each in bare} if alike and len(bare) <= MANY else {}
 
     def place(checkpoint: Checkpoint) -> tuple[int, bool, int, str]:
         step = checkpoint.step if checkpoint.step is not None else stated.get(checkpoint.path)
@@ -129,11 +133,12 @@ def _ordered(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=place)
 
 
-def _judge(findings: list[Finding], purpose: Purpose) -> tuple[Verdict, list[Finding]]:
+def judge(findings: Iterable[Finding], purpose: Purpose) -> tuple[Verdict, list[Finding]]:
     """Return the verdict, and the findings that forbid it; a loss of reproducibility alone forbids nothing."""
-    decided, _ = engine.verdicts(findings)
+    found = list(findings)
+    decided, _ = engine.verdicts(found)
     verdict = decided[purpose]
-    hurting = [finding for finding in findings if finding.impact.on(purpose) is not Verdict.READY]
+    hurting = [finding for finding in found if finding.impact.on(purpose) is not Verdict.READY]
     forbidding = [
         finding
         for finding in hurting

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
@@ -16,13 +15,22 @@ from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import Finding, Severity, Skipped
 from ckpt_tools.ops.engine import Selection
 from ckpt_tools.rules import by_code
+from ckpt_tools.rules.safety import loaded_without_safety
 
 if TYPE_CHECKING:
     import subprocess
 
 CODE = "CK240"
 LOADED = ("safetensors", "torch-zip", "torch-legacy")
-UNSAFE = "not loaded: its pickle needs weights_only=False, which would run what it names"
+UNSAFE = "not loaded: the pickle needs weights_only=False, which would run what it names"
+PLAIN = "not loaded: torch reads .metadata with plain pickle, which would run what it names"
+UNKNOWN = "not loaded: only torch and safetensors files are"
+OTHERS = {
+    **dict.fromkeys(("dcp", "distcp"), PLAIN),
+    **dict.fromkeys(("hdf5", "keras-zip", "msgpack", "ocdbt", "raw", "tensor-bundle"), UNKNOWN),
+}
+_SHOWN = 3
+_REASON = "WeightsUnpickler error: "
 
 
 class Loader:
@@ -90,27 +98,44 @@ def proven(
     as a CK240 of its own; and what was not loaded, with the reason.
     """
     found = list(findings)
-    skipped: list[Skipped] = []
-    for part, kind in _loadable(checkpoint, view):
-        if part.role is Role.TRAINING_ARGS:
-            skipped.append(Skipped(CODE, f"{part.path} {UNSAFE}; no resume reads it"))
-            continue
-        location = os.path.join(checkpoint.listing.root, part.path)
-        status, text = loader.load(location, kind, rng=part.role is Role.RNG)
-        if status == "missing":
-            skipped.append(Skipped(CODE, f"loading needs {text}: pip install 'ckpt-tools[torch]'"))
-        elif status != "ok":
-            _add(found, _refused(part, checkpoint, view, text), selection)
-    return found, list(dict.fromkeys(skipped))
-
-
-def _loadable(checkpoint: Checkpoint, view: View) -> Iterator[tuple[Part, str]]:
+    missing: list[Skipped] = []
+    unloaded: dict[str, list[str]] = {}
     for part in checkpoint.parts:
-        if part.stat.is_file and set(part.containers) & set(LOADED):
-            content = view.content(part)
-            by_name = "safetensors" if "safetensors" in part.containers else "torch-zip"
-            kind = content.container if content is not None and content.container in part.containers else by_name
-            yield part, kind
+        kind = _kind(part, view)
+        if kind in OTHERS:
+            unloaded.setdefault(OTHERS[kind], []).append(part.path)
+        elif part.role is Role.TRAINING_ARGS and kind:
+            unloaded.setdefault(f"{UNSAFE}; no resume reads it", []).append(part.path)
+        elif kind:
+            location = os.path.join(checkpoint.listing.root, part.path)
+            status, text = loader.load(location, kind, rng=part.role is Role.RNG)
+            if status == "missing":
+                missing.append(Skipped(CODE, f"loading needs {text}: pip install 'ckpt-tools[torch]'"))
+            elif status != "ok" and loaded_without_safety(part) and _of_names(text):
+                unloaded.setdefault(UNSAFE, []).append(part.path)
+            elif status != "ok":
+                _add(found, _refused(part, checkpoint, view, text), selection)
+    skipped = [Skipped(CODE, f"{_first(paths)} {why}") for why, paths in unloaded.items()]
+    return found, [*dict.fromkeys(missing), *skipped]
+
+
+def _kind(part: Part, view: View) -> str:
+    """Return the kind of file that a part is taken for: a key of ``OTHERS``, one to load, or nothing."""
+    known = [kind for kind in part.containers if kind in LOADED or kind in OTHERS]
+    if not known or not part.stat.is_file:
+        return ""
+    content = view.content(part) if set(known) & set(LOADED) else None
+    return content.container if content is not None and content.container in part.containers else known[0]
+
+
+def _first(paths: list[str]) -> str:
+    more = len(paths) - _SHOWN
+    return ", ".join(paths[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _of_names(text: str) -> bool:
+    """Whether a safe load only stopped at a class or function that it does not build."""
+    return "weights only load failed" in text.lower() and "unsupported global" in text.lower()
 
 
 def _add(found: list[Finding], refused: Finding, selection: Selection) -> None:
@@ -125,15 +150,15 @@ def _add(found: list[Finding], refused: Finding, selection: Selection) -> None:
 
 def _refused(part: Part, checkpoint: Checkpoint, view: View, text: str) -> Finding:
     impact = view.need(part.role).damaged
-    unsafe = "weights only load failed" in text.lower() and "unsupported global" in text.lower()
     message = "only an unsafe load could read this file, so it was not loaded"
+    said = text.partition(_REASON)[2] or text
     return Finding(
         CODE,
         "loader-refused",
         Severity.WARNING if impact.harmless else Severity.ERROR,
-        message if unsafe else "its own loader refuses the file",
+        message if _of_names(text) else "its own loader refuses the file",
         checkpoint.place(part.path),
-        detail=(f"the loader says: {textwrap.shorten(text, 160, placeholder=' ...')}",),
+        detail=(f"the loader says: {textwrap.shorten(said, 160, placeholder=' ...')}",),
         help='paste the whole message into `ckpt explain "..."`',
         impact=impact,
     )

@@ -25,6 +25,9 @@ _ASIDE = frozenset({Role.CONFIG, Role.GENERATION_CONFIG, Role.TOKENIZER})
 _TENSORS = frozenset({Role.WEIGHTS, Role.INDEX, Role.CHUNKS, Role.METADATA, Role.MODEL_STATES, Role.SIDECAR})
 """Files of which the report speaks as tensors."""
 
+_READ_HERE = frozenset({"dcp-not-loadable"})
+"""Why torch itself does not load a checkpoint that is whole, and is read here."""
+
 
 def refuse_damaged(target: Target) -> None:
     """Look at the structure of a checkpoint as ``verify`` does.
@@ -47,7 +50,8 @@ def refuse_damaged(target: Target) -> None:
 
 def _hurts(finding: Finding) -> bool:
     broken = finding.impact.inference in (Verdict.BROKEN, Verdict.IN_PROGRESS)
-    return broken and finding.severity >= Severity.ERROR and not finding.code.startswith("CK7")
+    told = finding.code.startswith("CK7") or finding.name in _READ_HERE
+    return broken and finding.severity >= Severity.ERROR and not told
 
 
 def whole(view: View) -> dict[str, TensorRef]:

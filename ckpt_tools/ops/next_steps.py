@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from ckpt_tools.containers.base import Content
 from ckpt_tools.layouts.view import View
-from ckpt_tools.model.checkpoint import Part, Role, Run
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import Purpose, Severity, Verdict
 from ckpt_tools.ops import describe
 from ckpt_tools.reports.info import Use
@@ -22,6 +22,14 @@ _PEFT_CLASSES = {
     "QUESTION_ANS": "ForQuestionAnswering",
     "FEATURE_EXTRACTION": "ForFeatureExtraction",
 }
+_RESUMES = {
+    "accelerate": "accelerator.load_state({!r})",
+    "dcp": "dcp.load(state_dict, checkpoint_id={!r})",
+    "lightning": "trainer.fit(model, ckpt_path={!r})",
+    "lightning-deepspeed": "trainer.fit(model, ckpt_path={!r})",
+    "tensorflow": "checkpoint.restore({!r})",
+    "timm": "--resume {}",
+}
 
 
 def of_run(run: Run, rows: list[tuple[str, Use]], newest: View | None) -> Iterator[tuple[str, str]]:
@@ -33,7 +41,7 @@ def of_run(run: Run, rows: list[tuple[str, Use]], newest: View | None) -> Iterat
         if newest is not None and newest.checkpoint.path == path:
             yield from of_checkpoint(run, newest, use)
         else:
-            yield "resume", f"--resume_from_checkpoint {_typed(run.root, path)}"
+            yield from _resume(run, next(each for each in run.checkpoints if each.path == path))
     if any(not _resumable(use) for _, use in numbered):
         yield "see why not", f"ckpt verify {_typed(run.root)}"
 
@@ -51,22 +59,37 @@ def of_checkpoint(run: Run, view: View, use: Use) -> Iterator[tuple[str, str]]:
     path = shlex.quote(plain)
     layouts = view.checkpoint.layouts
     resume, inference = use.verdicts[Purpose.RESUME], use.verdicts[Purpose.INFERENCE]
-    if resume in (Verdict.READY, Verdict.DEGRADED) and view.checkpoint.has(Role.TRAINER_STATE):
-        yield "resume", f"--resume_from_checkpoint {path}"
-    if layouts[0] == "accelerate" and resume is not Verdict.BROKEN:
-        yield "resume", f"accelerator.load_state({plain!r})"
-    if layouts[0] == "deepspeed" and resume is not Verdict.BROKEN and view.checkpoint.path != ".":
-        yield "resume", f"engine.load_checkpoint({run.root!r}, tag={view.checkpoint.path!r})"
-    if view.elsewhere == "DeepSpeed" and "zero_to_fp32.py" in view.listing.files:
-        yield "merge", f"cd {path} && python zero_to_fp32.py . pytorch_model.bin"
-    if view.elsewhere == "FSDP":
-        yield "merge", f"accelerate merge-weights {path}/pytorch_model_fsdp_0 MERGED"
+    if resume in (Verdict.READY, Verdict.DEGRADED):
+        yield from _resume(run, view.checkpoint)
     if inference in (Verdict.READY, Verdict.DEGRADED):
         yield from _load(view, plain, layouts)
+        if _in_pieces(view):
+            yield "merge", f"ckpt merge {path} MERGED"
     if Verdict.BROKEN in (resume, inference) or Verdict.IN_PROGRESS in (resume, inference):
         yield "see why not", f"ckpt verify {path}"
     if resume is Verdict.BROKEN and view.checkpoint.step is not None and run.single and os.path.isdir(run.root):
         yield "fall back", f"ckpt latest {_typed(os.path.dirname(os.path.abspath(run.root)))}"
+
+
+def _resume(run: Run, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield what the trainer, or the line of a training loop, is given to go on from a checkpoint."""
+    plain = _joined(run.root, checkpoint.path)
+    layout, home, name = checkpoint.layout, os.path.dirname(plain), os.path.basename(plain)
+    if layout == "hf-trainer" and checkpoint.has(Role.TRAINER_STATE):
+        yield "resume", f"--resume_from_checkpoint {shlex.quote(plain)}"
+    elif layout == "deepspeed":
+        yield "resume", f"engine.load_checkpoint({home!r}, tag={name!r})"
+    elif layout == "torchtitan":
+        yield "resume", f"--checkpoint.load_step {checkpoint.step}"
+    elif layout in _RESUMES:
+        yield "resume", _RESUMES[layout].format(plain)
+
+
+def _in_pieces(view: View) -> bool:
+    """Whether ``ckpt merge`` has something to do: the weights are known only from several files."""
+    return not view.checkpoint.has(Role.WEIGHTS, Role.ADAPTER) and any(
+        assembly.weights for assembly in view.assemblies if view.checkpoint.layout != "tensorflow"
+    )
 
 
 def of_file(run: Run, content: Content | None) -> Iterator[tuple[str, str]]:
@@ -92,7 +115,11 @@ def _load(view: View, path: str, layouts: tuple[str, ...]) -> Iterator[tuple[str
         yield "load", f"{name if name.isidentifier() else 'AutoModel'}.from_pretrained({path!r})"
         if any(part.path.endswith(".bin") for part in view.weight_parts):
             yield "convert", "the same, then .save_pretrained('OUT') writes safetensors"
-    elif checkpoint.has(Role.COMBINED) and not checkpoint.has(Role.CHUNKS):
+    elif checkpoint.layout == "keras":
+        whole = checkpoint.path if checkpoint.path != "." else path
+        called = "model.load_weights" if whole.endswith(".weights.h5") else "keras.saving.load_model"
+        yield "load", f"{called}({path!r})"
+    elif checkpoint.has(Role.COMBINED) and not checkpoint.has(Role.CHUNKS) and checkpoint.layout != "flax":
         names = {name for part in checkpoint.of(Role.COMBINED) for name in _globals(view, part)}
         odd = describe.foreign(dict.fromkeys(names, 1))
         protocols = [_protocol(view, part) for part in checkpoint.of(Role.COMBINED)]

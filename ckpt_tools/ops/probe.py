@@ -18,7 +18,14 @@ def load_torch(path: str, rng: bool) -> None:
     import torch
 
     with torch.serialization.safe_globals(_rng_globals() if rng else []):
-        torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if "``torch.distributed.tensor`` must be imported" not in str(error):
+                raise
+            import torch.distributed.tensor  # allows its classes, as it does in the trainer
+
+            torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _rng_globals() -> list[Any]:

@@ -188,7 +188,8 @@ def _base(run: Run, checkpoint: Checkpoint) -> str:
     """Return what the sidecar's path starts from, as the user would type it."""
     if not os.path.isdir(run.root):
         return os.path.dirname(run.root)
-    return run.root if checkpoint.path in checkpoint.listing.files else os.path.join(run.root, checkpoint.path)
+    beside = checkpoint.together or checkpoint.path in checkpoint.listing.files
+    return run.root if beside else os.path.join(run.root, checkpoint.path)
 
 
 def _why(faults: list[Finding]) -> str:

@@ -39,9 +39,12 @@ _HEAD = b"ckpt-tools/manifest/1\0"
 def place_of(run: Run, checkpoint: Checkpoint) -> tuple[str, str]:
     """Return the directory of the tool's own files for a checkpoint, and its path relative to the checkpoint's.
 
-    For a checkpoint that is one file the directory is beside it.
+    For a checkpoint that is one file, or several beside others, the directory is beside it.
     """
     listing = checkpoint.listing
+    if checkpoint.together:
+        name = os.path.basename(run.root) if checkpoint.path == "." else checkpoint.path
+        return os.path.join(listing.root, SIDECAR, name), f"{SIDECAR}/{name}"
     single = is_file(run) or checkpoint.path in listing.files
     inner = f"{SIDECAR}/{next(iter(listing.files))}" if single else SIDECAR
     return os.path.join(listing.root, inner), inner

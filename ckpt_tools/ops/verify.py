@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Skipped, Verdict
-from ckpt_tools.ops import engine
+from ckpt_tools.ops import engine, latest
 from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.verify import CheckpointReport, VerifyReport
 from ckpt_tools.rules.base import Settings
@@ -145,14 +146,18 @@ def _look(run: Run, view: View, against: str | None, data: tuple[str, ...], look
 
 
 def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointReport]:
-    """Name the checkpoint to fall back to in the findings of those that cannot be resumed."""
-    ready = [report for report in reports if report.verdicts[Purpose.RESUME] is Verdict.READY and report.path != "."]
-    if not ready:
+    """Name the checkpoint to fall back to in the findings of those that should not be resumed."""
+    told = {report.path: report for report in reports if report.path != "."}
+    forbidden = {path for path, report in told.items() if latest.judge(report.findings, Purpose.RESUME)[1]}
+    if not forbidden or len(forbidden) == len(told):
         return reports
-    advice = f"`ckpt latest {run.root}` finds {ready[-1].path}, which can be resumed"
+    numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint.path != "."]
+    newest_first = latest.ordered(numbered, lambda checkpoint: told[checkpoint.path].step)
+    good = next(checkpoint.path for checkpoint in newest_first if checkpoint.path not in forbidden)
+    advice = f"`ckpt latest {shlex.quote(run.root)}` finds {good}, which can be resumed"
     return [
         replace(report, findings=tuple(_advised(finding, advice) for finding in report.findings))
-        if report.verdicts[Purpose.RESUME] is Verdict.BROKEN
+        if report.path in forbidden
         else report
         for report in reports
     ]
@@ -172,7 +177,7 @@ def _with_commands(findings: Iterable[Finding], root: str) -> tuple[Finding, ...
 
 
 def _advised(finding: Finding, advice: str) -> Finding:
-    hurts = finding.severity >= Severity.ERROR and finding.impact.resume is Verdict.BROKEN
+    hurts = finding.severity >= Severity.ERROR and finding.impact.resume in (Verdict.BROKEN, Verdict.DEGRADED)
     return replace(finding, help=finding.help or advice) if hurts else finding
 
 

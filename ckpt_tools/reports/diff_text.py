@@ -134,7 +134,7 @@ def _row(row: TensorRow) -> tuple[str, ...]:
     shape = (
         shape_of(row.left.shape) if not row.reshaped else f"{shape_of(row.left.shape)} → {shape_of(row.right.shape)}"
     )
-    name = f"{row.name} ({row.weight})" if row.weight else row.name
+    name = f"{row.name} ({row.weight})" if row.weight and row.weight not in row.name else row.name
     notes = [row.note] if row.note else []
     if row.distance is not None and (row.distance.nan_left or row.distance.nan_right):
         notes.append(f"NaN: {row.distance.nan_left:,} left, {row.distance.nan_right:,} right")

@@ -156,7 +156,7 @@ def _learnt(summary: TensorSummary, part: Part, view: View) -> bool:
     """Whether a tensor is a weight or an optimizer's, wherever the file is a mixture."""
     if part.role in (Role.WEIGHTS, Role.ADAPTER, Role.OPTIMIZER):
         return True
-    if part.role is Role.CHUNKS:
+    if part.role in (Role.CHUNKS, Role.MODEL_STATES, Role.OPTIMIZER_STATES):
         return any(assembly.learnt(part, summary.ref.fqn) for assembly in view.assemblies)
     if part.role is not Role.COMBINED:
         return False

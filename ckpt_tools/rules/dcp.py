@@ -198,7 +198,8 @@ def not_loadable(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
             first = next(iter(made.packed))
             files = f"{len(made.packed):,} data files, the first is {first}"
             message = "written in the form of safetensors, which torch does not load again"
-            yield Hit(message, made.place, detail=(files, "dcp.load stops with a weights_only error"))
+            detail = (files, "dcp.load stops with a weights_only error")
+            yield Hit(message, made.place, detail=detail, help="`ckpt merge` reads the weights, and writes them anew")
 
 
 @rule("CK360", "dcp-range-outside-file", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
@@ -237,7 +238,7 @@ def chunks_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """
     yield from _told(context, "dcp-chunks-missing")
     for made in context.view.assemblies:
-        if isinstance(made, ShardedSafetensors):
+        if isinstance(made, ShardedSafetensors) and not checkpoint.is_file:
             for path, problem in made.problems:
                 yield Hit(problem.message, path, problem.at, problem.detail)
 

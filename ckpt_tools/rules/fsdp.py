@@ -24,7 +24,7 @@ def _has(checkpoint: Checkpoint, start: str) -> bool:
 
 
 def _lost_full(checkpoint: Checkpoint) -> bool:
-    """Whether the Trainer saved with ``FULL_STATE_DICT``, which the name of the optimizer tells, and no model is there."""
+    """Whether the Trainer saved with ``FULL_STATE_DICT``, as the optimizer's name tells, and the model is not there."""
     names = checkpoint.listing.names()
     return (
         checkpoint.layout == "hf-trainer"
@@ -48,8 +48,8 @@ def part_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if is_file(context.run):
         return
     if _lost_full(checkpoint):
-        detail = ("optimizer.bin is there, which only FSDP writes", f"the Trainer stops: no such file {_FULL}")
-        yield Hit(f"{_FULL} is missing", detail=detail, impact=BREAKS_RESUME)
+        told = ("optimizer.bin is there, which only FSDP writes", f"the Trainer stops: no such file {_FULL}")
+        yield Hit(f"{_FULL} is missing", detail=told, impact=BREAKS_RESUME)
     if "fsdp" not in checkpoint.layouts:
         return
     model = _has(checkpoint, "pytorch_model_fsdp") or checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX)

@@ -1,4 +1,4 @@
-"""CK125: files that never change in a training, which every other checkpoint of the run has and this one has not."""
+"""CK125 and CK126: files that every other checkpoint of the run has and this one has not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckpt_tools.core.listing import Listing
 from ckpt_tools.layouts import by_name
 from ckpt_tools.layouts.match import beside, has_role, is_export, is_file, is_oldest
 from ckpt_tools.model.checkpoint import Checkpoint, Role
-from ckpt_tools.model.findings import HARMLESS, Fix, Impact, Severity, Verdict
+from ckpt_tools.model.findings import BREAKS_INFERENCE, HARMLESS, Fix, Impact, Severity, Verdict
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _LOOKED_AT = 16
@@ -42,12 +42,12 @@ def common_file_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hi
     """
     if checkpoint.layout != "hf-trainer" or is_file(context.run) or is_export(context.run, checkpoint):
         return
-    if not checkpoint.has(Role.WEIGHTS, Role.ADAPTER):
+    elsewhere = context.view.elsewhere is not None
+    if not checkpoint.has(Role.WEIGHTS, Role.ADAPTER) and not elsewhere:
         return
     few = islice(beside(context.run, checkpoint), _LOOKED_AT)
-    others = [
-        (name, listing) for name, listing in few if has_role(listing, checkpoint.layout, Role.WEIGHTS, Role.ADAPTER)
-    ]
+    with_model = (Role.TRAINER_STATE,) if elsewhere else (Role.WEIGHTS, Role.ADAPTER)
+    others = [(name, listing) for name, listing in few if has_role(listing, checkpoint.layout, *with_model)]
     for role, cost in _COST.items():
         if not others or {role, _EVIDENCE[role]} & context.view.unwritten:
             continue
@@ -83,4 +83,25 @@ def _alike(checkpoint: Checkpoint, others: list[tuple[str, Listing]], role: Role
     )
 
 
-RULES: tuple[Rule, ...] = (common_file_missing,)
+@rule("CK126", "model-file-missing", Severity.WARNING, Checkpoint, impact=BREAKS_INFERENCE)
+def model_file_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """A checkpoint of DeepSpeed or FSDP under the Trainer lacks the `model.safetensors` that others of the run have.
+
+    **Why it matters.** A resume takes the weights of the framework. `from_pretrained` does not know these, and fails.
+
+    **How to repair.** `ckpt merge` puts the weights of the framework together into such a file.
+    """
+    if checkpoint.layout != "hf-trainer" or is_file(context.run) or is_export(context.run, checkpoint):
+        return
+    if checkpoint.has(Role.WEIGHTS, Role.INDEX, Role.ADAPTER) or context.view.elsewhere is None:
+        return
+    if Role.WEIGHTS in context.view.unwritten:
+        return
+    few = islice(beside(context.run, checkpoint), _LOOKED_AT)
+    other = next((name for name, listing in few if has_role(listing, checkpoint.layout, Role.WEIGHTS)), None)
+    if other is not None:
+        detail = f"{other} has one; a resume takes the weights of {context.view.elsewhere}"
+        yield Hit("the model's own file with the weights is missing", detail=(detail,))
+
+
+RULES: tuple[Rule, ...] = (common_file_missing, model_file_missing)

@@ -10,7 +10,7 @@ from ckpt_tools.layouts.assembly_megatron import MegatronAssembly
 from ckpt_tools.layouts.match import is_file
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Role
-from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, DEGRADES_RESUME, Severity, Spot
+from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_INFERENCE, BREAKS_RESUME, DEGRADES_RESUME, Severity, Spot
 from ckpt_tools.model.values import Opaque, Value, as_mapping, whole
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
@@ -272,6 +272,23 @@ def nemo_unfinished(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         yield Hit("the save was marked as unfinished, and the mark was never removed", related=(mark,))
 
 
+@rule("CK168", "nemo-context-incomplete", Severity.WARNING, Checkpoint, impact=BREAKS_INFERENCE)
+def nemo_context(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """`context/` of a NeMo checkpoint has files, and `io.json`, which says how the model is made, is not among them.
+
+    **Why it matters.** Without it the model can only be made by the script that trained it; exports and evaluation
+    load it from there. A resume does not.
+
+    **How to repair.** Copy `context/` from another checkpoint of the same run.
+
+    **Known exceptions.** Checkpoints without any `context/`: NeMo writes it where it was asked to.
+    """
+    if checkpoint.layout != "nemo" or is_file(context.run) or checkpoint.has(Role.CONFIG):
+        return
+    if any(path.startswith("context/") for path in checkpoint.listing.files):
+        yield Hit("context/io.json is missing")
+
+
 RULES: tuple[Rule, ...] = (
     rank_missing,
     not_finalised,
@@ -281,4 +298,5 @@ RULES: tuple[Rule, ...] = (
     integrity_file,
     integrity,
     nemo_unfinished,
+    nemo_context,
 )

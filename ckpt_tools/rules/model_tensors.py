@@ -70,8 +70,8 @@ def no_tensors(part: Part, context: Context) -> Iterator[Hit]:
     **Why it matters.** 16 to 40 bytes that every loader accepts: with ZeRO-3 each rank saved what it owned, which was
     nothing. The training looked perfect; the result is not here.
 
-    **How to repair.** For ZeRO-3 run `zero_to_fp32.py` in the checkpoint, or save again with
-    `stage3_gather_16bit_weights_on_model_save`. Otherwise fall back to an older checkpoint.
+    **How to repair.** For ZeRO-3 run `ckpt merge` on its `global_step*` directory (or `zero_to_fp32.py` in the
+    checkpoint), or save again with `stage3_gather_16bit_weights_on_model_save`. Otherwise fall back to an older one.
 
     **Known exceptions.** Beside a DeepSpeed or FSDP directory, which then holds the weights, it is a note.
     """
@@ -100,7 +100,8 @@ def empty_tensors(part: Part, context: Context) -> Iterator[Hit]:
     **Why it matters.** ZeRO-3 leaves placeholders of shape `[0]` in place of parameters that live on other ranks.
     Loading says `size mismatch ... torch.Size([0]) from checkpoint`.
 
-    **How to repair.** Run `zero_to_fp32.py` where the checkpoint has a `global_step*` directory; otherwise fall back.
+    **How to repair.** Run `ckpt merge` on the `global_step*` directory of the checkpoint, where it has one (or
+    `zero_to_fp32.py`); otherwise fall back.
 
     **Known exceptions.** A buffer may have size 0: in full weights it is told only when more than half are empty.
     """

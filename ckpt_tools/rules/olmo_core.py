@@ -1,4 +1,4 @@
-"""CK148: what OLMo-core keeps beside its model."""
+"""CK149: what OLMo-core keeps beside its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ckpt_tools.model.findings import DEGRADES_RESUME, Severity
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 
-@rule("CK148", "olmo-train-state-missing", Severity.ERROR, Checkpoint, impact=DEGRADES_RESUME)
+@rule("CK149", "olmo-train-state-missing", Severity.ERROR, Checkpoint, impact=DEGRADES_RESUME)
 def train_state_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """`train/rank0.pt` of OLMo-core is missing: the step, the epoch and the place in the data.
 

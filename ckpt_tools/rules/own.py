@@ -70,7 +70,8 @@ def loader_refused(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """The file's own library refused to load it (`--load`).
 
     **Why it matters.** The loader has the last word: what it refuses cannot be used, whatever the structure looks like.
-    torch files are loaded with `weights_only=True` always; one that needs more is reported and not loaded.
+    torch files are loaded with `weights_only=True` always; one that needs more is reported and not loaded. Where its
+    own library loads it without that safety (DeepSpeed, Megatron-LM, a plain loop), it is listed as not loaded.
 
     **How to repair.** Paste the loader's message into `ckpt explain "..."`.
     """

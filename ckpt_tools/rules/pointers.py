@@ -1,7 +1,8 @@
-"""CK17x: pointer files that hold a path."""
+"""CK177: pointer files that hold a path."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -45,25 +46,8 @@ def pointer_elsewhere(run: Run, context: Context) -> Iterator[Hit]:
     path, target = found
     home, _, name = target.rpartition("/")
     entry = {"tensorflow": f"{name}.index"}.get(run.layout, name)
-    if entry in run.listing.files and home != run.listing.root.rstrip("/"):
+    if entry in run.listing.files and os.path.realpath(home) != os.path.realpath(run.listing.root):
         yield Hit(f"it holds an absolute path; {name} is here", path, detail=(f"it says {target}",))
 
 
-@rule("CK178", "pointer-dangling", Severity.ERROR, Run)
-def pointer_dangling(run: Run, context: Context) -> Iterator[Hit]:
-    """mmengine's `last_checkpoint` is empty, or names a file that is not here.
-
-    **Why it matters.** A resume follows it and stops; it does not look for another file.
-
-    **How to repair.** Write the path of the newest good file into it, or name the checkpoint when resuming.
-    """
-    found = _pointed(run)
-    if found is None or run.layout != "mmengine":
-        return
-    path, target = found
-    name = target.rpartition("/")[2]
-    if name not in run.listing.files:
-        yield Hit(f"it names {name}, which is not here" if name else "it is empty", path)
-
-
-RULES: tuple[Rule, ...] = (pointer_elsewhere, pointer_dangling)
+RULES: tuple[Rule, ...] = (pointer_elsewhere,)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from ckpt_tools.containers.pickle_names import several
 from ckpt_tools.core.listing import Kind, Listing
 from ckpt_tools.layouts import by_name
 from ckpt_tools.layouts.match import beside, has_role, is_export, is_file, weights_only
@@ -72,7 +73,8 @@ def weights_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     sub-directory counts. Weights under a name that this tool does not know are a note, or a warning where it is
     certain that the Trainer does not know it either.
     """
-    if checkpoint.layout not in ("hf-trainer", "accelerate", "peft") or is_file(context.run) or context.view.empty:
+    layouts = ("hf-trainer", "accelerate", "peft", "llama-recipes")
+    if checkpoint.layout not in layouts or is_file(context.run) or context.view.empty:
         return
     if checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX) or context.view.elsewhere:
         return
@@ -84,7 +86,7 @@ def weights_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     certain = checkpoint.has(Role.TRAINER_STATE) and not any("/" in path for path in others)
     yield Hit(
         "no weights under a name that is known here",
-        detail=(f"not looked at: {_names(others)}",),
+        detail=(f"not looked at: {several(others)}",),
         severity=Severity.WARNING if certain else Severity.NOTE,
         impact=BREAKS_RESUME if certain else HARMLESS,
     )
@@ -227,9 +229,10 @@ def config_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **Known exceptions.** The Trainer writes none for a model that is not of transformers: where nothing tells that it
     ever had one, this is a note.
     """
-    if checkpoint.layout != "hf-trainer" or is_file(context.run) or not checkpoint.has(Role.WEIGHTS):
+    if checkpoint.layout != "hf-trainer" or is_file(context.run):
         return
-    if not _lacks(checkpoint, context, Role.CONFIG) or checkpoint.has(Role.ADAPTER):
+    model = checkpoint.has(Role.WEIGHTS) or context.view.elsewhere
+    if not model or not _lacks(checkpoint, context, Role.CONFIG) or checkpoint.has(Role.ADAPTER):
         return
     other = None if is_export(context.run, checkpoint) else _others_have(checkpoint, context, Role.CONFIG)
     if other:
@@ -305,13 +308,16 @@ def rank_files_gap(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if not ranks or is_file(context.run):
         return
     lowest = 0 if checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.TRAINER_STATE) else min(ranks)
-    gap = [str(rank) for rank in range(lowest, max(ranks)) if rank not in ranks]
-    if gap:
-        yield Hit(f"no random state of rank {_names(gap)}, but of rank {max(ranks)}")
-    written = max((assembly.world_size or 0 for assembly in context.view.assemblies), default=0)
-    beyond = [str(rank) for rank in range(max(ranks) + 1, written)]
+    lost = max(ranks) + 1 - lowest - len(ranks)
+    if lost:
+        gap = islice((str(rank) for rank in range(lowest, max(ranks)) if rank not in ranks), 10)
+        yield Hit(f"no random state of rank {several(gap, lost)}, but of rank {max(ranks)}")
+    others = [part.rank or 0 for part in checkpoint.of(Role.CHUNKS, Role.MODEL_STATES)]
+    written = max((0, *(rank + 1 for rank in others), *(each.world_size or 0 for each in context.view.assemblies)))
+    beyond = range(max(ranks) + 1, written)[:10]
     if beyond and lowest == 0:
-        yield Hit(f"no random state of rank {_names(beyond)}, and {written:,} ranks wrote the rest")
+        names = several(map(str, beyond), written - max(ranks) - 1)
+        yield Hit(f"no random state of rank {names}, and {written:,} ranks wrote the rest")
     plain = next((part for part in checkpoint.of(Role.RNG) if part.rank is None), None)
     if plain is not None:
         detail = "one process reads the former, several the latter: one of them is of another save"
@@ -353,7 +359,7 @@ def symbolic_link(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """
     linked = [part.path for part in checkpoint.parts if part.stat.link and part.stat.is_file]
     if linked:
-        yield Hit(f"{len(linked)} of {len(checkpoint.parts)} files are symbolic links: {_names(linked)}")
+        yield Hit(f"{len(linked)} of {len(checkpoint.parts)} files are symbolic links: {several(linked)}")
 
 
 @rule("CK124", "misleading-entry", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
@@ -376,11 +382,6 @@ def misleading_entry(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         kind = checkpoint.listing.files[path].kind
         if (kind is Kind.DIRECTORY and "pytorch_model_fsdp" in path) or path == "pytorch_model_fsdp.bin":
             yield Hit("taken for a checkpoint of FSDP: the resume would be refused without it", path)
-
-
-def _names(paths: list[str]) -> str:
-    shown = ", ".join(paths[:10])
-    return f"{shown} ... and {len(paths) - 10} more" if len(paths) > 10 else shown
 
 
 RULES: tuple[Rule, ...] = (

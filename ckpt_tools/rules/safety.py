@@ -62,9 +62,19 @@ _ARRAYS = frozenset(
     )
 )
 # Libraries that add their tensor classes to torch's list when they are imported, as a trainer that wrote them does.
-_OWN_LISTS = ("torch.distributed.", "torchao.")
-# What DeepSpeed's own states hold, and what loads them builds.
+# A ``ShardedTensor`` (``torch.distributed._shard``) is on no list.
+_OWN_LISTS = (
+    "torch.distributed.tensor.",
+    "torch.distributed._tensor.",
+    "torch.distributed.device_mesh.",
+    "torch.distributed._mesh_layout.",
+    "torch.nested._internal.nested_tensor.",
+    "torchao.",
+)
+# What the states of DeepSpeed and of Megatron-LM hold, and what loads them builds.
 _OF_DEEPSPEED = ("deepspeed.", "argparse.Namespace")
+# Those that load the files of ranks with the safe load; others load them without.
+_SAFE = ("fsdp",)
 _SCALARS = frozenset(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype"))
 
 _DANGEROUS = re.compile(
@@ -101,6 +111,13 @@ def _is_dangerous(name: str) -> bool:
     return _DANGEROUS.fullmatch(name) is not None
 
 
+def loaded_without_safety(part: Part) -> bool:
+    """Return whether what loads a file does so without ``weights_only=True``, or may: the code of a plain loop."""
+    if part.role in _STATES:
+        return part.layout not in _SAFE
+    return part.role in (Role.COMBINED, Role.COMMON)
+
+
 @rule("CK701", "pickle-refused-by-weights-only", Severity.ERROR, Part, impact=None)
 def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file names objects that `torch.load(weights_only=True)` does not build, or is of pickle protocol 4 or 5.
@@ -113,15 +130,17 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
 
     **Known exceptions.** numpy arrays in rng files, which the trainers allow themselves, and everywhere under
     accelerate. numpy scalars are CK521. `training_args.bin` is full of objects and never read at a resume. The file
-    of a plain loop is read by its own code: a note. So it is for DeepSpeed's files, which it loads without this safety:
-    its own objects in them are not told.
+    of a plain loop is read by its own code: a note. So it is for DeepSpeed's and Megatron-LM's files of ranks, loaded
+    without this safety: their own objects in them are not told. FSDP's are loaded with it: accelerate cannot load
+    what it saves with `LOCAL_STATE_DICT`.
     """
     content = context.content(part)
     if part.role not in _CHECKED or content is None or not content.readable:
         return
     allowed = ALLOWED | (_ARRAYS if part.role is Role.RNG or part.layout == "accelerate" else frozenset())
     allowed |= _SCALARS if part.role in (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER) else frozenset()
-    own = (*_OWN_LISTS, *_OF_DEEPSPEED) if part.role in _STATES else _OWN_LISTS
+    unsafe = part.role in _STATES and loaded_without_safety(part)
+    own = (*_OWN_LISTS, *_OF_DEEPSPEED) if unsafe else _OWN_LISTS
     names = [name for name in _globals(part, context) if not name.startswith(own) and not _is_dangerous(name)]
     refused = [name for name in names if name not in allowed]
     protocol = content.facts.get("protocol")
@@ -129,7 +148,7 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     late = isinstance(protocol, int) and protocol > 3 and bool(foreign)
     if not refused and not foreign:
         return
-    plain = part.role is Role.COMBINED or part.role in _STATES
+    plain = loaded_without_safety(part)
     late_title = f"is of pickle protocol {protocol}, which a safe load refuses"
     title = f"names {len(refused):,} object{'' if len(refused) == 1 else 's'} that a safe load refuses"
     yield Hit(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
+from ckpt_tools.layouts.assembly_zero import tag_of
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, HARMLESS, Severity, Spot
@@ -42,7 +43,10 @@ def _is_lambda(view: View) -> bool:
 
 
 def _paired(view: View) -> bool:
-    """Whether there is just one optimizer and one schedule, which then belong together."""
+    """Whether there is one optimizer and one schedule, which then belong together: stages of a pipeline have more."""
+    tag = tag_of(view) if view.elsewhere == "DeepSpeed" else None
+    if tag is not None and len(tag.parallel) > 1:
+        return False
     return all(len(list(view.checkpoint.of(role))) <= 1 for role in (Role.OPTIMIZER, Role.SCHEDULER, Role.COMBINED))
 
 

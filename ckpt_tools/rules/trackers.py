@@ -41,7 +41,10 @@ def _rewritten(run: Run, tracked: Tracked, context: Context, *, safe: bool = Tru
         return None, None
     name = os.path.basename(good.path)
     target = good.parts[0].path if good.together else name
-    params = {"path": tracked.path, "target": target, "text": tracked.tracker.text(name)}
+    text = tracked.tracker.text(name)
+    if tracked.tracker.absolute:
+        text = os.path.join(os.path.abspath(run.root), tracked.at(text))
+    params = {"path": tracked.path, "target": target, "text": text}
     fix = Fix(f"let {tracked.tracker.name} name {name}", safe, "rewrite-tracker", params)
     return f"{name} is the newest that can be resumed", fix
 

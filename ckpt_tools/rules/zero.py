@@ -60,8 +60,13 @@ def partition_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     weights = census.tag.stage == 3
     for mp, ranks in _each_slice(census.missing_partitions):
         slice_ = f" of model-parallel rank {mp}" if census.slices > 1 else ""
+        lost = (
+            "the optimizer partition of rank {}{} is"
+            if len(ranks) == 1
+            else "the optimizer partitions of ranks {}{} are"
+        )
         yield Hit(
-            f"the optimizer partition of rank {numbers(ranks)}{slice_} is missing",
+            f"{lost.format(numbers(ranks), slice_)} missing",
             census.tag.folder,
             detail=(
                 f"{census.partitions - len(ranks):,} of {census.partitions:,} are there; the first that is not is "
@@ -88,7 +93,9 @@ def model_states_missing(checkpoint: Checkpoint, context: Context) -> Iterator[H
         return
     if not census.tag.of("model"):
         alone = ", only those of the optimizer" if census.tag.files else ", nor anything else of DeepSpeed's"
-        yield Hit(f"there are no model states{alone}", census.tag.folder, impact=_lost(context))
+        trainer = checkpoint.layout == "hf-trainer"
+        stops = ('the Trainer stops: "Can\'t find a valid checkpoint"',) if trainer and not census.tag.files else ()
+        yield Hit(f"there are no model states{alone}", census.tag.folder, detail=stops, impact=_lost(context))
         return
     prefixes = [f"zero_pp_rank_{dp}_" if dp is not None else "" for dp, _ in census.missing_models]
     names = [f"{prefix}mp_rank_{mp:02d}" for prefix, (_, mp) in zip(prefixes, census.missing_models, strict=True)]

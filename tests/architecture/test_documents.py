@@ -74,3 +74,22 @@ def test_every_layout_is_on_its_page() -> None:
         re.findall(r"^\| `([\w-]+)` \(1\)", page, re.MULTILINE)
     )
     assert rows == {layout.name for layout in LAYOUTS}
+
+
+def test_every_command_that_is_named_exists() -> None:
+    import click
+
+    named = re.compile(r"(?:`|[\"'(] ?|\$ )ckpt ([a-z][a-z-]+)((?: [^`\"'\n)]*)?)")
+    pages = (*(REPOSITORY / "ckpt_tools").rglob("*.py"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "README.md")
+    wrong = []
+    found = 0
+    for page in pages:
+        for name, rest in named.findall(page.read_text(encoding="utf-8")):
+            command = ckpt.get_command(click.Context(ckpt), name)
+            known = {word for p in command.params for word in p.opts} if command is not None else set()
+            options = re.findall(r"(?<= )--[a-z][a-z-]+", rest.split(" && ")[0])
+            found += 1
+            if command is None or not known.issuperset({*options} - {"--help"}):
+                wrong.append(f"{page.name}: ckpt {name}{rest}")
+    assert found > 100
+    assert wrong == []

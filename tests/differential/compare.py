@@ -58,7 +58,7 @@ def compare(subject: Subject, seed: int, directory: Path, original: bytes | None
 def judge(subject: Subject, seed: int, damage: Damage, directory: Path) -> Case:
     path = directory / subject.name
     path.write_bytes(damage.data)
-    refusal = loaders.load(path, subject.container)
+    refusal = loaders.load(path, subject.container, subject.path)
     try:
         findings = look(path)
     except Exception as error:  # noqa: BLE001 - nothing may come out of a damaged file but findings

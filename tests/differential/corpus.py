@@ -19,6 +19,11 @@ LEFT_OUT = {
     "fixtures.json": "our own book-keeping",
 }
 
+OTHERS = {
+    ".distcp": "many torch files in one, which mean nothing without their metadata: test_dcp",
+    ".keras": "a zip, but none of torch's",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -42,7 +47,7 @@ def subjects() -> tuple[Subject, ...]:
     for path in sorted(FIXTURES.rglob("*")):
         if not path.is_file() or "scripts" in path.parts or path.name in LEFT_OUT:
             continue
-        if path.suffix == ".distcp":  # many files in one, which mean nothing without their metadata: test_dcp
+        if path.suffix in OTHERS:
             continue
         data = path.read_bytes()
         container = container_of(data)

@@ -13,7 +13,7 @@ from ckpt_tools.model.findings import Purpose, Verdict
 from tests.rules import damage
 from tests.rules.damage import Damage
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 ITER = "iter_0000003"
 

@@ -36,6 +36,16 @@ def test_every_sharding_of_a_model_gives_the_file_that_was_saved_whole(form: str
 
 
 @pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [("dcp/safetensors-serialization", "dcp/plain"), ("fsdp/fsdp2-rank-bins", "fsdp/fsdp2-sharded")],
+)
+def test_what_torch_itself_cannot_put_together(pieces: str, whole: str, tmp_path: Path) -> None:
+    for name, out in ((pieces, "mine"), (whole, "other")):
+        ckpt_tools.merge(str(FIXTURES / name), str(tmp_path / out))
+    assert raw(tmp_path / "mine") == raw(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
     ("zero", "whole"),
     [
         ("stage1-fp32@4", "stage1-fp32-consolidated"),

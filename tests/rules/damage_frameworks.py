@@ -165,12 +165,12 @@ FLAX_AND_KERAS = (
 
 LIBRARIES = (
     Case("timm killed", "timm", with_file("tmp.pth.tar"), {"CK172"}, "last.pth.tar", READY, None),
-    Case("pointer to none", "mmengine", without("epoch_3.pth"), {"CK178"}, "epoch_2.pth", READY, None),
-    Case("pointer empty", "mmengine", cut("last_checkpoint", 0), {"CK178"}, "epoch_3.pth", READY, None),
+    Case("pointer to none", "mmengine", without("epoch_3.pth"), {"CK132"}, "epoch_2.pth", READY, None),
+    Case("pointer empty", "mmengine", cut("last_checkpoint", 0), {"CK131"}, "epoch_3.pth", READY, None),
     Case("pointer to none", "detectron2", without("model_final.pth"), {"CK132"}, "model_0000005.pth", READY, None),
     Case("pointer lost", "detectron2", together(without("last_checkpoint"), with_file("metrics.json")), {"CK130"},
          "model_final.pth", READY, None),
-    Case("newest cut", "mmengine", cut("epoch_3.pth"), {"CK203"}, "epoch_3.pth", BROKEN, None),
+    Case("newest cut", "mmengine", cut("epoch_3.pth"), {"CK134", "CK203"}, "epoch_3.pth", BROKEN, None),
     Case("metadata lost", "torchtitan", inside("checkpoint/step-4", without(".metadata")), {"CK101"},
          "checkpoint/step-4", BROKEN, None),
     Case("last file lost", "olmo-core", inside("step4", without(".metadata.json")), {"CK101"}, "step4", RESUME, None),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
+from ckpt_tools.containers import reader
+from ckpt_tools.core.listing import scan
 from tests.rules import dcp_metadata as meta
 from tests.rules.damage import Damage
 from tests.rules.dcp_metadata import edited
@@ -62,6 +66,32 @@ def long_ago(directory: Path) -> None:
     then = time.time() - 3600
     for path in directory.rglob("*"):
         os.utime(path, (then, then))
+
+
+def exchanged(one: str, other: str) -> Damage:
+    """Give two files each other's names."""
+
+    def done(directory: Path) -> None:
+        first, second = (directory / one).read_bytes(), (directory / other).read_bytes()
+        (directory / one).write_bytes(second)
+        (directory / other).write_bytes(first)
+
+    return done
+
+
+def with_number(name: str, tensor: str, number: float) -> Damage:
+    """Write another number into a 0-dim tensor of a torch file, with the checksum that goes with it."""
+
+    def done(directory: Path) -> None:
+        with scan(str(directory)).open(name) as source:
+            (chunk,) = reader.read(source).tensors[tensor].chunks
+        data = bytearray((directory / name).read_bytes())
+        at = slice(chunk.extent.offset, chunk.extent.end)
+        old, data[at] = bytes(data[at]), struct.pack("<f", number)
+        crc, new = (zlib.crc32(each).to_bytes(4, "little") for each in (old, data[at]))
+        (directory / name).write_bytes(bytes(data).replace(crc, new))
+
+    return done
 
 
 def _blob(directory: Path, fqn: str, *offsets: int) -> tuple[Path, Any]:

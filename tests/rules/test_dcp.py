@@ -23,6 +23,7 @@ Copy = Callable[..., Path]
 ALL = ("CK",)
 READY, BROKEN, NO_RESUME = ("ready", "ready"), ("broken", "broken"), ("broken", "ready")
 PLAIN, LOCAL = "dcp/plain", "dcp/rank-local"
+BINS, BIN, MOMENTS = "fsdp/fsdp2-rank-bins", "pytorch_model_fsdp_0_rank", "optimizer_0_rank"
 
 CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
     ("metadata lost", PLAIN, damage.without(".metadata"), {"CK101"}, BROKEN),
@@ -82,6 +83,10 @@ CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
     ("no full model", "fsdp/fsdp2-full", damage.without("pytorch_model_fsdp.bin"), {"CK102"}, BROKEN),
     ("a rank's file lost", "fsdp/fsdp2-rank-bins", damage.without("optimizer_0_rank0.bin"), {"CK146"}, NO_RESUME),
     ("the last one lost", "fsdp/fsdp2-rank-bins", damage.without("pytorch_model_fsdp_0_rank1.bin"), {"CK146"}, BROKEN),
+    ("ranks exchanged", BINS, dcp.exchanged(f"{BIN}0.bin", f"{BIN}1.bin"), {"CK146"}, BROKEN),
+    ("a rank's moments twice", BINS, damage.with_copy(f"{MOMENTS}0.bin", f"{MOMENTS}1.bin"), {"CK146"}, NO_RESUME),
+    ("a rank's file cut", BINS, damage.cut(f"{BIN}1.bin", 0.5), {"CK203"}, BROKEN),
+    ("another step", BINS, dcp.with_number(f"{MOMENTS}1.bin", "state.first.bias.step", 4.0), {"CK148"}, NO_RESUME),
     (
         "no schedule beside FSDP",
         "fsdp/trainer-sharded/checkpoint-2",
@@ -174,7 +179,9 @@ def test_the_number_of_a_rank_may_be_anything(copy_of: Copy) -> None:
     assert "CK143" in codes(judge(place, families=ALL))
     place = copy_of("fsdp/fsdp2-rank-bins")
     (place / "optimizer_0_rank1.bin").rename(place / "optimizer_0_rank9999999999999999.bin")
-    assert "CK146" in codes(judge(place, families=ALL))
+    assert codes(judge(place, families=ALL)) == {"CK120", "CK146"}
+    (place / "random_states_1.pkl").rename(place / "random_states_99999999999999999999999.pkl")
+    assert codes(judge(place, families=ALL)) == {"CK120", "CK146"}
 
 
 def test_without_metadata_both_causes_are_named(copy_of: Copy) -> None:
@@ -200,6 +207,14 @@ def test_ranks_that_are_asked_for(copy_of: Copy) -> None:
         assert codes(judge(place, families=ALL, world_size=2)) == set()
         assert codes(judge(place, families=ALL, world_size=4)) == expected
     assert codes(judge(FIXTURES / PLAIN, families=ALL, world_size=4)) == set()
+
+
+def test_a_nan_in_a_rank_file_is_a_lost_weight(copy_of: Copy) -> None:
+    place = copy_of(BINS)
+    dcp.with_number(f"{BIN}1.bin", "scale", float("nan"))(place)
+    report = judge(place, families=ALL, deep=True)
+    assert codes(report) == {"CK402"}
+    assert verdicts(report) == ("degraded", "degraded")
 
 
 def test_a_sample_is_opened_and_the_rest_is_said(copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:

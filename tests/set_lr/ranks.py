@@ -146,12 +146,38 @@ def trainer(directory: str, checkpoint: str = "") -> dict[str, Any]:
     return {"used": used, "counts": counts}
 
 
+def lightning(path: str) -> dict[str, Any]:
+    """Load it with ModelParallelStrategy's own method, whose constructor would ask for a GPU, and with the loops'."""
+    from types import SimpleNamespace
+
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from lightning_files import Module  # type: ignore[import-not-found]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    module = Module()
+    fully_shard(module.net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.02)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    stand_in: Any = SimpleNamespace(
+        broadcast=lambda path: path, model=module, optimizers=[optimizer],
+        lightning_module=SimpleNamespace(strict_loading=True),
+    )  # fmt: skip
+    rest = ModelParallelStrategy.load_checkpoint(stand_in, path, weights_only=False)
+    scheduler.load_state_dict(rest["lr_schedulers"][0])
+    run = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    run.fit_loop.load_state_dict(rest["loops"]["fit_loop"])
+    return followed(optimizer, scheduler) | {"step": rest["global_step"], "loops": run.global_step}
+
+
 def main(noted: str, what: str, *words: str) -> None:
     import torch.distributed as dist
 
-    if what == "dcp":
+    if what in ("dcp", "lightning"):
         dist.init_process_group("gloo")
-    found = {"dcp": dcp, "accelerate": accelerate, "trainer": trainer}[what](*words)
+    found = {"dcp": dcp, "accelerate": accelerate, "trainer": trainer, "lightning": lightning}[what](*words)
     if dist.get_rank() == 0:
         Path(noted).write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()

@@ -70,6 +70,41 @@ def test_the_rates_of_all_files_change_and_come_back(copy_of: Copy, name: str) -
     assert digests(path) == before
 
 
+def pipeline(path: Path, rates: tuple[float, float]) -> None:
+    """Give the two stages of a pipeline these rates, and schedules of torch."""
+    torch = pytest.importorskip("torch")
+    for number, rate in enumerate(rates):
+        file = path / f"mp_rank_0{number}_model_states.pt"
+        value = torch.load(file, weights_only=True)
+        value["optimizer"]["param_groups"][0] |= {"lr": rate, "initial_lr": rate}
+        schedule = {"last_epoch": 3, "_step_count": 4, "lr_lambdas": [None]}
+        value["lr_scheduler"] = {**schedule, "base_lrs": [rate], "_last_lr": [rate]}
+        torch.save(value, file)
+
+
+def test_the_stages_of_a_pipeline_are_one_optimizer(copy_of: Copy) -> None:
+    path = copy_of("deepspeed/pipeline-stage0") / "global_step3"
+    pipeline(path, (0.02, 0.02))
+    assert not verify(str(path)).checkpoints[0].findings
+    report = set_lr(str(path), 0.005)
+    assert report.rates[0].after == (0.005,)
+    assert set(rates(path).values()) == {0.005}
+    assert not verify(str(path)).checkpoints[0].findings
+
+
+def test_stages_with_rates_of_their_own_are_several(copy_of: Copy) -> None:
+    path = copy_of("deepspeed/pipeline-stage0") / "global_step3"
+    pipeline(path, (0.02, 0.01))
+    with pytest.raises(EditRefusedError, match="several optimizers, and their rates differ"):
+        set_lr(str(path), 0.005)
+    report = set_lr(str(path), scale=0.5)
+    for number, rate in ((0, 0.01), (1, 0.005)):
+        own = {row.new for row in report.changes if row.path == f"mp_rank_0{number}_model_states.pt"}
+        assert own == {rate}
+    set_step(str(path), 5)
+    assert not {each.code for each in verify(str(path)).checkpoints[0].findings} & {"CK507", "CK570", "CK571", "CK575"}
+
+
 def test_one_group(copy_of: Copy) -> None:
     path = copy_of("deepspeed/stage3-fp32/global_step4")
     old = rates(path)

@@ -21,6 +21,7 @@ from tests.zero.test_zero_resume import LOADER, SETTINGS
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.distributed,
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed"),
 ]
 RUNS = Path(__file__).parent / "zero_runs.py"
@@ -98,7 +99,7 @@ def test_the_trainer_with_deepspeed(tmp_path: Path) -> None:
     own = seen(tmp_path, "trainer")
     steps = [int(step) for step in own["rated"]["used"]]
     assert steps == [3, 4, 5, 6, 7, 8]
-    told = {step: rates for step, rates in zip(steps, own["told"]["after"], strict=False)}
+    told = dict(zip(steps, own["told"]["after"], strict=False))
     assert len(told) >= 3
     assert told[3] == [0.005, 0.005]
     for step, rates in told.items():

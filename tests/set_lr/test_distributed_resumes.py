@@ -82,3 +82,15 @@ def test_the_trainer_with_fsdp(tmp_path: Path) -> None:
     for step, rates in reference["used"].items():
         assert seen["used"][step] == pytest.approx([rate * factor for rate in rates], rel=1e-9)
     assert seen["counts"] == [float(SAVED)]
+
+
+def test_sharded_files_of_lightning(copy_of: Copy, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    (path,) = copy_of("lightning/sharded-model-parallel", "out").glob("*.ckpt")
+    report = set_lr(str(path), 1e-4)
+    seen = launched(tmp_path, 2, "lightning", str(path))
+    assert list(report.rates[0].after) == [pytest.approx(1e-4, rel=1e-12)]
+    assert [row[0] for row in seen["used"]] == pytest.approx([1e-4 * 0.9**step for step in range(STEPS)], rel=1e-9)
+    set_step(str(path), 300)
+    seen = launched(tmp_path, 2, "lightning", str(path))
+    assert (seen["step"], seen["loops"], seen["epoch"], seen["counts"]) == (300, 300, 300, [300.0])

@@ -17,7 +17,7 @@ from ckpt_tools.ops.set_step import set_step  # noqa: E402
 from ckpt_tools.ops.undo import undo  # noqa: E402
 from tests.set_lr.lightning_runs import BATCHES, resumed, trained  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 schedules = torch.optim.lr_scheduler
 SCHEDULES: dict[str, Callable[[Any], Any]] = {

@@ -96,6 +96,24 @@ def test_the_trainer_with_fsdp(copy_of: Copy) -> None:
     assert digests(path) == before
 
 
+@pytest.mark.parametrize("name", ["sharded-fsdp", "sharded-model-parallel"])
+def test_sharded_files_of_lightning(copy_of: Copy, name: str) -> None:
+    run = copy_of(f"lightning/{name}")
+    path = run / "epoch=0-step=4.ckpt"
+    before = digests(run)
+    set_step(str(path), 1000, rename=True)
+    path = run / "epoch=0-step=1000.ckpt"
+    rest = torch.load(path / "meta.pt", weights_only=False)
+    progress = rest["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    assert (rest["global_step"], progress["optimizer"]["step"]["total"]["completed"]) == (1000, 1000)
+    assert (rest["lr_schedulers"][0]["last_epoch"], rest["lr_schedulers"][0]["_step_count"]) == (1000, 1001)
+    assert {entry["step"].item() for entry in loaded(path)["optimizer_0"]["state"].values()} == {1000}
+    (report,) = verify(str(run), settle=0).checkpoints
+    assert [found for found in report.findings if found.severity.name in ("ERROR", "WARNING")] == []
+    undo(str(run))
+    assert digests(run) == before
+
+
 def test_a_scheduler_that_counts_epochs_stays(tmp_path: Path) -> None:
     epochs = {"base_lrs": [0.5], "last_epoch": 2, "_step_count": 3, "_last_lr": [0.5]}
     path = saved(tmp_path / "out", training([0.5], epochs, step=501))

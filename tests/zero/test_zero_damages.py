@@ -64,7 +64,7 @@ def test_the_ranks_that_lack_a_file_are_numbered(copy_of: Copy) -> None:
     run = copy_of("deepspeed/stage1-4ranks")
     without(optimizer(0), optimizer(2), optimizer(3))(run / "global_step4")
     told = finding(judge(run / "global_step4"), "CK150")
-    assert told.message == "the optimizer partition of rank 0, 2-3 is missing"
+    assert told.message == "the optimizer partitions of ranks 0, 2-3 are missing"
     assert told.detail[0].startswith("1 of 4 are there")
 
 

@@ -20,6 +20,7 @@ from tests.zero.rows import FAMILIES, READY, ROWS, Row
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.distributed,
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed"),
 ]
 LOADER = Path(__file__).parent / "loader.py"
