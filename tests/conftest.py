@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="how many random damages the differential test against the loaders makes (default 2400)",
     )
+    parser.addoption("--everywhere", action="store_true", help="damage every file of the fixtures in every way")
     parser.addoption("--update-goldens", action="store_true", help="write tests/golden from what is printed today")
     parser.addoption(
         "--most-skips", type=int, metavar="N", help="fail when more than N tests were skipped: a library got lost"

@@ -152,6 +152,8 @@ def look(source: Source, expected: tuple[str, ...] = ()) -> Look:
     kind = _by_magic(head, source.size, expected) or _by_text(source, head, expected)
     if kind == "unknown":
         kind = "tensor-bundle" if _is_bundle(source, expected) else kind
+    if kind in COMPRESSED and "distcp" in expected:
+        kind = "distcp"  # a save may compress each piece by itself
     return Look(kind, head)
 
 

@@ -117,7 +117,10 @@ def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
     if len(args) != 4 or not isinstance(args[0], Opaque) or type(args[2]) is not tuple:
         values.fault(f"_rebuild_from_type_v2 is called with {len(args)} values that make no tensor")
         return None
-    if type(args[0]) is not Opaque or type(args[1]) is not Opaque:
+    if type(args[1]) is not Opaque or args[1].called:
+        values.fault("_rebuild_from_type_v2 is given no class of tensors")
+        return None
+    if type(args[0]) is not Opaque:
         return None
     if REBUILD.get(args[0].qualname) is _from_type:
         return None
@@ -130,7 +133,7 @@ def _from_type(values: TorchValues, args: tuple[Value, ...]) -> Value:
     if not parts or result.chunks:
         return result
     if shards.SPEC in held and shards.LOCAL in parts:
-        return _sharded(values, result, held[shards.SPEC], parts)
+        return _sharded(values, result, held[shards.SPEC], parts[shards.LOCAL])
     if len(parts) == 1:
         (only,) = parts.values()
         if only.shape == result.shape and only.dtype == result.dtype:
@@ -150,20 +153,14 @@ def _held(state: Value) -> dict[str, Value]:
     return found
 
 
-def _sharded(values: TorchValues, whole: TensorRef, spec: Value, parts: dict[str, TensorRef]) -> TensorRef:
-    """Return a tensor of which this file holds a piece, and remember which; one that is all here is a plain one."""
-    local = parts[shards.LOCAL]
-    found = shards.box(spec, whole.shape)
-    if found is None or found[1] != local.shape or local.dtype != whole.dtype:
-        return values.composed(whole, parts)
-    if local.shape == whole.shape:
-        whole = values.wrapped(local, whole.kind)
-    else:
-        values.composed(whole, parts)
-    values.boxes[id(whole)] = whole, found
-    if values.rank is None:
-        values.rank = shards.rank(spec)
-    return whole
+def _sharded(values: TorchValues, whole: TensorRef, spec: Value, local: TensorRef) -> TensorRef:
+    """Return the piece of a tensor that this file holds, and remember where it belongs, if that can be told."""
+    piece = values.wrapped(local, whole.kind)
+    box = shards.box(spec, whole.shape)
+    if box is not None and box[1] == local.shape and local.dtype == whole.dtype:
+        values.pieces[id(piece)] = piece, (whole.shape, box[0])
+        values.rank = shards.rank(spec) if values.rank is None else values.rank
+    return piece
 
 
 def _described(values: TorchValues, dtype: Value, shape: Value, kind: str) -> TensorRef | None:
@@ -176,7 +173,8 @@ def _described(values: TorchValues, dtype: Value, shape: Value, kind: str) -> Te
 
 
 def _wrapper(values: TorchValues, args: tuple[Value, ...]) -> TensorRef | None:
-    if len(args) < 3 or type(args[0]) is not Opaque:
+    if len(args) < 3 or type(args[0]) is not Opaque or args[0].called:
+        values.fault("_rebuild_wrapper_subclass is given no class of tensors")
         return None
     return _described(values, args[1], args[2], args[0].qualname)
 

@@ -11,7 +11,7 @@ from ckpt_tools.containers.torch_rebuild_functions import REBUILD
 from ckpt_tools.containers.torch_storage_types import Storage, dtype_name, not_callable, storage_dtype
 from ckpt_tools.core.source import Extent
 from ckpt_tools.model.findings import Problem, Spot
-from ckpt_tools.model.tensors import DTYPE_BITS, Box, Chunk, TensorRef
+from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Value
 
 __all__ = [
@@ -46,7 +46,7 @@ class TorchValues:
     """Turns what one torch file refers to into values; the callbacks of ``pickle_stream.read``.
 
     ``place`` says where the bytes of a storage key lie.  ``storages`` are those that were mentioned, by key;
-    ``overruns``, ``inner`` and ``boxes`` (which block of the whole a file's piece is, and the ``rank`` that said so)
+    ``overruns``, ``inner`` and ``pieces`` (the shape that a piece is of, and its place in it, as ``rank`` had them)
     belong to tensors by ``id`` (and keep them alive).  ``wrong`` counts, by what is wrong, the calls of torch's own
     functions that torch could not make, ``strays`` the references that name no storage.
     """
@@ -57,7 +57,7 @@ class TorchValues:
     storages: dict[str, Storage] = field(default_factory=dict)
     overruns: dict[int, tuple[TensorRef, int, int]] = field(default_factory=dict)
     inner: dict[int, tuple[TensorRef, dict[str, TensorRef]]] = field(default_factory=dict)
-    boxes: dict[int, tuple[TensorRef, Box]] = field(default_factory=dict)
+    pieces: dict[int, tuple[TensorRef, tuple[tuple[int, ...], tuple[int, ...]]]] = field(default_factory=dict)
     rank: int | None = None
     wrong: dict[str, int] = field(default_factory=dict)
     strays: dict[str, int] = field(default_factory=dict)
@@ -216,8 +216,8 @@ class TorchValues:
             self.overruns[id(result)] = (result, *self.overruns[id(tensor)][1:])
         if id(tensor) in self.inner:
             self.inner[id(result)] = (result, self.inner[id(tensor)][1])
-        if id(tensor) in self.boxes:
-            self.boxes[id(result)] = (result, self.boxes[id(tensor)][1])
+        if id(tensor) in self.pieces:
+            self.pieces[id(result)] = (result, self.pieces[id(tensor)][1])
         return result
 
     def composed(self, tensor: TensorRef, parts: dict[str, TensorRef]) -> TensorRef:
@@ -256,9 +256,9 @@ class TorchValues:
             problems.append(_impossible("the pickle describes tensors that torch cannot make", self.wrong))
         return tensors, problems
 
-    def pieces(self, tensors: dict[str, TensorRef]) -> dict[str, Box]:
-        """Return by name which blocks of larger tensors the pieces are that were found."""
-        named = ((name, self.boxes.get(id(ref))) for name, ref in tensors.items())
+    def placed(self, tensors: dict[str, TensorRef]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return by name of which shape the pieces of larger tensors are, and where they begin in it."""
+        named = ((name, self.pieces.get(id(ref))) for name, ref in tensors.items())
         return {name: held[1] for name, held in named if held is not None}
 
     def refusals(self) -> list[Problem]:

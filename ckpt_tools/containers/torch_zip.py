@@ -92,8 +92,8 @@ class _Reader:
             problems = tuple(self.problems)
             return Content(container, source.size, False, None, {}, records, {}, self.facts, problems)
         tensors, overruns = values.flatten(pickled.value)
-        if values.boxes:
-            self.facts["pieces"], self.facts["rank"] = values.pieces(tensors), values.rank
+        if values.pieces:
+            self.facts["pieces"], self.facts["rank"] = values.placed(tensors), values.rank
         self.storages(values, tensors)
         self.extra(values.storages)
         problems = (*self.problems, *pickled.problems, *values.refusals(), *overruns)

@@ -255,6 +255,9 @@ def _locate(
     for rank, number in enumerate(order):
         name, header, packed = listed[number][:3]
         header += shift
+        if not packed:  # torch does not look where it lies
+            starts[number] = min(header + 30 + len(name), central)
+            continue
         if header + 30 > central:
             _note(problems, noted, f"{name}: its place, byte {header:,}, is not inside the file", name, header)
             continue
@@ -268,8 +271,6 @@ def _locate(
             )
             continue
         start = header + 30 + name_size + extra_size
-        if not packed:
-            start = min(start, central)  # torch does not look where a record of no bytes lies
         if central < start + packed <= source.size:
             _note(problems, noted, f"{name} and the zip directory lie on the same bytes", name, header)
             continue

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
+from ckpt_tools.containers.pickle_names import several
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.core.source import Extent, Source
 from ckpt_tools.model.checkpoint import Part, Slot
-from ckpt_tools.model.findings import Problem
-from ckpt_tools.model.tensors import Chunk, TensorRef
+from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.tensors import Box, Chunk, TensorRef
+from ckpt_tools.model.tiling import fit
 from ckpt_tools.model.values import Value
 
 if TYPE_CHECKING:
@@ -104,6 +106,19 @@ class Assembly:
         how many pieces.
         """
         return None
+
+
+def hole_in(ref: TensorRef) -> Box | None:
+    """Return the first place of a tensor that none of its chunks covers, None where there is none."""
+    return fit(ref.shape, [chunk[:2] for chunk in ref.chunks]).hole
+
+
+def stored_nowhere(tensors: Mapping[str, TensorRef], holes: Mapping[str, Box], then: str) -> Problem:
+    """Return the problem of tensors with a place that no chunk covers; ``then`` is what a loader makes of it."""
+    first, (at, size) = next(iter(holes.items()))
+    place = f"{first} is {list(tensors[first].shape)}: {list(size)} at {list(at)} is stored nowhere"
+    message = f"parts of {len(holes):,} tensor{'s' if len(holes) > 1 else ''} are stored nowhere"
+    return Problem("dcp-chunks-missing", message, (place, several(holes), then), Spot(tensor=first))
 
 
 def unpack(listing: Listing, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:

@@ -10,9 +10,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt_tools.containers.pickle_names import several
+from ckpt_tools.layouts.assembly import stored_nowhere
 from ckpt_tools.layouts.assembly_dcp_names import Kind
 from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, HARMLESS, Impact, Problem, Spot
-from ckpt_tools.model.tensors import Chunk, TensorRef
+from ckpt_tools.model.tensors import Box, Chunk, TensorRef
 from ckpt_tools.model.tiling import fit
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _CLOCK_NS = 2 * 10**9
 """Times of files this close mean nothing: some file systems keep them to two seconds."""
 
 STOPS = "torch.distributed.checkpoint stops at it"
+SILENT = "torch loads what is there and keeps the rest of the tensor as it was, without a word"
 SHOWN = 10
 
 
@@ -189,9 +191,9 @@ def _bytes(made: DcpAssembly, files: list[str]) -> int:
 
 
 def _tiles(made: DcpAssembly) -> Iterator[Misfit]:
-    holes: list[str] = []
+    holes: dict[str, Box] = {}
     shared: list[str] = []
-    first_hole = first_shared = ""
+    first_shared = ""
     unplaced = {fqn for _, content in made.readable for fqn in content.facts["unplaced"]}
     for fqn, ref in made.tensors.items():
         if fqn in unplaced:
@@ -212,15 +214,9 @@ def _tiles(made: DcpAssembly) -> Iterator[Misfit]:
                 f"{fqn}: {list(one.sizes)} at {list(one.offsets)} and {list(two.sizes)} at {list(two.offsets)}"
             )
         if found.hole is not None:
-            holes.append(fqn)
-            at, size = found.hole
-            first_hole = first_hole or f"{fqn} is {list(ref.shape)}: {list(size)} at {list(at)} is stored nowhere"
-    silent = "torch loads what is there and keeps the rest of the tensor as it was, without a word"
+            holes[fqn] = found.hole
     if holes:
-        detail = (first_hole, several(holes), silent)
-        message = f"parts of {len(holes):,} tensor{'s' if len(holes) > 1 else ''} are stored nowhere"
-        yield Misfit(_home(made), Problem("dcp-chunks-missing", message, detail, Spot(tensor=holes[0])),
-                     impact_of(made, holes))  # fmt: skip
+        yield Misfit(_home(made), stored_nowhere(made.tensors, holes, SILENT), impact_of(made, list(holes)))
     if shared:
         detail = (first_shared, several(shared), "what torch loads depends on the order it reads them in")
         message = f"chunks of {len(shared):,} tensor{'s' if len(shared) > 1 else ''} do not fit side by side"

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ckpt_tools.containers.pickle_names import several
-from ckpt_tools.layouts.assembly import Assembly
+from ckpt_tools.layouts.assembly import Assembly, hole_in, stored_nowhere
+from ckpt_tools.layouts.assembly_dcp_fit import SILENT
 from ckpt_tools.model.checkpoint import Part, Role
-from ckpt_tools.model.findings import Problem, Spot
+from ckpt_tools.model.findings import Problem
 from ckpt_tools.model.tensors import Chunk, TensorRef
-from ckpt_tools.model.tiling import fit
 
 if TYPE_CHECKING:
     from ckpt_tools.layouts.view import View
@@ -61,22 +60,9 @@ class ShardedSafetensors(Assembly):
 
     @property
     def problems(self) -> Iterator[tuple[str, Problem]]:
-        holes: list[str] = []
-        first = ""
-        for name, ref in self.weights.items():
-            found = fit(ref.shape, [chunk[:2] for chunk in ref.chunks])
-            if found.hole is not None:
-                holes.append(name)
-                at, size = found.hole
-                first = first or f"{name}: {list(size)} at {list(at)} of {list(ref.shape)} is in no file"
+        holes = {name: hole for name, ref in self.weights.items() if (hole := hole_in(ref)) is not None}
         if holes:
-            detail = (
-                first,
-                several(holes),
-                "a rank's file is missing; torch loads what is there and keeps the rest of the tensor as it was",
-            )
-            message = f"parts of {len(holes):,} tensor{'s' if len(holes) > 1 else ''} are stored nowhere"
-            yield "", Problem("dcp-chunks-missing", message, detail, Spot(tensor=holes[0]))
+            yield "", stored_nowhere(self.weights, holes, f"a rank's file is missing; {SILENT}")
 
     def learnt(self, part: Part, name: str) -> bool:
         return name in self._pieces

@@ -13,17 +13,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ckpt_tools.containers.base import Content
-from ckpt_tools.layouts.assembly import Assembly
+from ckpt_tools.layouts.assembly import Assembly, hole_in
 from ckpt_tools.layouts.base import TORCH_STATE_SLOTS
 from ckpt_tools.model.checkpoint import Part, Role, Slot
-from ckpt_tools.model.tensors import Chunk, TensorRef
-from ckpt_tools.model.tiling import fit
+from ckpt_tools.model.tensors import Box, Chunk, TensorRef
 from ckpt_tools.model.values import Value, as_mapping, lookup
 
 if TYPE_CHECKING:
     from ckpt_tools.layouts.view import View
 
-PIECE = "._local_tensor"
+_KIND = ".DTensor"
 _RANK = re.compile(r"_rank\d+\.bin\Z")
 _STEP = re.compile(r"state\..+\.step\Z")
 
@@ -54,8 +53,11 @@ class RankFiles(Assembly):
 
     @cached_property
     def placed(self) -> bool:
-        """Whether any file says where its pieces belong; else what looks whole may be a piece too."""
-        return any(content.facts.get("pieces") for _, content in self.readable)
+        """Whether any file says where its pieces belong; else what looks whole may be a piece too.
+
+        One file that is looked at alone is what it is.
+        """
+        return not self.view.checkpoint.is_file and any(content.facts.get("pieces") for _, content in self.readable)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorRef]:
@@ -63,17 +65,17 @@ class RankFiles(Assembly):
         found: dict[str, TensorRef] = {}
         chunks: dict[str, dict[Any, Chunk]] = {}
         for _, content in self.readable if self.placed else ():
+            pieces = content.facts.get("pieces", {})
             for name, ref in content.tensors.items():
-                if not name.endswith(PIECE):
-                    whole = found.setdefault(name, ref)
-                    blocks = chunks.setdefault(name, {})
-                    chunk = _block(content, name, ref) if (ref.shape, ref.dtype) == (whole.shape, whole.dtype) else None
-                    if chunk is not None and 0 not in chunk.sizes:
+                shape, offsets = pieces.get(name, (ref.shape, None))
+                whole = found.setdefault(name, replace(ref, shape=shape, chunks=(), storage_id=None, kind=""))
+                blocks = chunks.setdefault(name, {})
+                told = offsets is not None or not ref.kind.endswith(_KIND)
+                if told and len(ref.chunks) == 1 and (shape, ref.dtype) == (whole.shape, whole.dtype):
+                    chunk = ref.chunks[0]._replace(offsets=offsets or ref.chunks[0].offsets)
+                    if 0 not in chunk.sizes:
                         blocks.setdefault((chunk.offsets, chunk.sizes), chunk)
-        return {
-            name: replace(ref, chunks=tuple(chunks[name].values()), storage_id=None, kind="")
-            for name, ref in found.items()
-        }
+        return {name: replace(ref, chunks=tuple(chunks[name].values())) for name, ref in found.items()}
 
     @property
     def weights(self) -> Mapping[str, TensorRef]:
@@ -122,22 +124,19 @@ class RankFiles(Assembly):
         return False
 
     @cached_property
-    def holes(self) -> Mapping[str, TensorRef]:
-        """The tensors of which some part is in no file, where no file is damaged."""
+    def holes(self) -> Mapping[str, Box]:
+        """The first place of each tensor that is in no file, where no file is damaged."""
         if len(self.readable) < len(self.parts) or any(content.problems for _, content in self.readable):
             return {}
-        return {
-            name: ref
-            for name, ref in self.tensors.items()
-            if ref.chunks and fit(ref.shape, [chunk[:2] for chunk in ref.chunks]).hole is not None
-        }
+        held = ((name, hole_in(ref)) for name, ref in self.tensors.items() if ref.chunks)
+        return {name: hole for name, hole in held if hole is not None}
 
     def learnt(self, part: Part, name: str) -> bool:
         return part in self.parts and not _STEP.match(name) and (self.role is Role.MODEL_STATES or "state." in name)
 
     @property
     def left_out(self) -> Iterator[tuple[str, str]]:
-        if not self.readable:
+        if not self.readable or self.view.checkpoint.is_file:
             return
         name = _RANK.sub("_rank*.bin", self.parts[0].path)
         if not self.placed:
@@ -146,14 +145,3 @@ class RankFiles(Assembly):
         unplaced = sum(not ref.chunks and bool(ref.numel) for ref in self.tensors.values())
         if unplaced:
             yield "CK3", f"{unplaced:,} tensors in {name}, placed in a way that is not followed"
-
-
-def _block(content: Content, name: str, ref: TensorRef) -> Chunk | None:
-    """Return the block of a tensor that a file holds, None where it cannot be told."""
-    box = content.facts.get("pieces", {}).get(name)
-    local = content.tensors.get(name + PIECE)
-    held = ref if local is None else local
-    if len(held.chunks) != 1 or (box is None and local is not None):
-        return None
-    (chunk,) = held.chunks
-    return chunk if box is None else chunk._replace(offsets=box[0])

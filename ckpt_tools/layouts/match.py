@@ -264,11 +264,28 @@ def _file(root: str, listing: Listing) -> Run:
         if part is not None:
             break
     if part is None:
-        part = Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
-    numbered = part.role not in (Role.CHUNKS, Role.METADATA)  # those have the number of a rank
+        part = _of_home(root, name) or Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
+    of_ranks = (Role.CHUNKS, Role.METADATA, Role.MODEL_STATES, Role.OPTIMIZER_STATES)
+    numbered = part.rank is None and part.role not in of_ranks
     step = _step(by_name(part.layout), name) if numbered else None
     checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), step, is_file=True)
     return Run(root, part.layout, (checkpoint,), listing, single=True)
+
+
+def _of_home(root: str, name: str) -> Part | None:
+    """Return what a file whose name says nothing is in the checkpoint that it lies in, a directory or two above."""
+    pieces = os.path.abspath(root).split(os.sep)
+    for up in (2, 3):
+        home, path = os.sep.join(pieces[:-up]), "/".join(pieces[-up:])
+        listing = scan(home, depth=up) if home else None
+        if listing is None or path not in listing.files:
+            continue
+        own = Listing(home, {path: listing.files[path]}, {})
+        claims = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and layout.claims(listing)]
+        part = next(parts_of(own, claims), None)
+        if part is not None:
+            return replace(part, path=name)
+    return None
 
 
 def _numbered(root: str, top: Listing) -> Run | None:

@@ -1,8 +1,8 @@
 """torchtune: ``epoch_<n>/`` or ``step_<n>/`` with shards and an index, and ``recipe_state.pt`` to resume from.
 
-Weights, index, adapter (PEFT's files are that layout's), copies of the base model's files, then the recipe's state: in
-the directory, or, in older versions, in ``recipe_state/`` beside it.  The last one of a run has none on purpose.  Names only, from torchtune's
-``_checkpointer.py``: it does not run with current torch.
+Weights, index, adapter, copies of the base model's files, then the recipe's state: in the directory, or, in older
+versions, in ``recipe_state/`` beside it.  The last one of a run has none on purpose.  Adapters in PEFT's form are left
+to that layout.  Names only, from torchtune's ``_checkpointer.py``: it does not run with current torch.
 """
 
 from __future__ import annotations

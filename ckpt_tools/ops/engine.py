@@ -164,7 +164,7 @@ def skipped(view: View) -> tuple[Skipped, ...]:
     left_out = [Skipped("CK4", NOT_READ)] if view.data is None else list(_not_compared(view, view.data))
     left_out += sealed_skips(view)
     left_out += (Skipped(*each) for assembly in view.assemblies for each in assembly.left_out)
-    if view.elsewhere and not view.assemblies:
+    if view.elsewhere and not view.assemblies and not view.checkpoint.is_file:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
     return tuple(left_out)
 

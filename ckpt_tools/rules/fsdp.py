@@ -8,6 +8,7 @@ from itertools import islice
 
 from ckpt_tools.containers.base import Content
 from ckpt_tools.containers.pickle_names import several
+from ckpt_tools.layouts.assembly import stored_nowhere
 from ckpt_tools.layouts.assembly_ranks import RankFiles
 from ckpt_tools.layouts.match import is_file
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
@@ -92,8 +93,8 @@ def rank_files(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         for made in _made(context, role):
             yield from _misplaced(made, impact)
             if made.holes and not lost:
-                several_of = f"parts of {len(made.holes):,} tensors are in no file"
-                yield Hit(several_of, made.parts[0].path, detail=(several(made.holes),), impact=impact)
+                problem = stored_nowhere(made.tensors, made.holes, "a rank's file is that of another one, or of no one")
+                yield Hit(problem.message, made.parts[0].path, problem.at, problem.detail, impact=impact)
 
 
 _PARTS = ((Role.MODEL_STATES, BREAKS_ALL), (Role.OPTIMIZER_STATES, BREAKS_RESUME))

@@ -73,10 +73,9 @@ def weights_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     sub-directory counts. Weights under a name that this tool does not know are a note, or a warning where it is
     certain that the Trainer does not know it either.
     """
-    layouts = ("hf-trainer", "accelerate", "peft", "llama-recipes")
-    if checkpoint.layout not in layouts or is_file(context.run) or context.view.empty:
+    if checkpoint.layout not in ("hf-trainer", "accelerate", "peft", "llama-recipes") or is_file(context.run):
         return
-    if checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX) or context.view.elsewhere:
+    if context.view.empty or checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.INDEX) or context.view.elsewhere:
         return
     others = [path for path in checkpoint.unclaimed if _LIKE_WEIGHTS.search(path)]
     if not others:
@@ -314,9 +313,8 @@ def rank_files_gap(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         yield Hit(f"no random state of rank {several(gap, lost)}, but of rank {max(ranks)}")
     others = [part.rank or 0 for part in checkpoint.of(Role.CHUNKS, Role.MODEL_STATES)]
     written = max((0, *(rank + 1 for rank in others), *(each.world_size or 0 for each in context.view.assemblies)))
-    beyond = range(max(ranks) + 1, written)[:10]
-    if beyond and lowest == 0:
-        names = several(map(str, beyond), written - max(ranks) - 1)
+    if written > max(ranks) + 1 and lowest == 0:
+        names = several(map(str, range(max(ranks) + 1, written)[:10]), written - max(ranks) - 1)
         yield Hit(f"no random state of rank {names}, and {written:,} ranks wrote the rest")
     plain = next((part for part in checkpoint.of(Role.RNG) if part.rank is None), None)
     if plain is not None:

@@ -72,7 +72,10 @@ _OWN_LISTS = (
     "torchao.",
 )
 # What the states of DeepSpeed and of Megatron-LM hold, and what loads them builds.
-_OF_DEEPSPEED = ("deepspeed.", "argparse.Namespace")
+_OF_STATES = (
+    *("deepspeed.", "megatron.", "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath"),
+    *("signal.Signals", "io.BytesIO"),
+)
 # Those that load the files of ranks with the safe load; others load them without.
 _SAFE = ("fsdp",)
 _SCALARS = frozenset(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype"))
@@ -89,7 +92,7 @@ _DANGEROUS = re.compile(
 )
 """Modules and functions that run, open, fetch or load something; found in no file that a trainer writes."""
 
-_STATES = (Role.MODEL_STATES, Role.OPTIMIZER_STATES)
+_STATES = (Role.MODEL_STATES, Role.OPTIMIZER_STATES, Role.COMMON)
 _CHECKED = (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER, Role.WEIGHTS, Role.ADAPTER, Role.RNG, Role.COMBINED, *_STATES)
 _SHOWN = 10
 
@@ -115,7 +118,7 @@ def loaded_without_safety(part: Part) -> bool:
     """Return whether what loads a file does so without ``weights_only=True``, or may: the code of a plain loop."""
     if part.role in _STATES:
         return part.layout not in _SAFE
-    return part.role in (Role.COMBINED, Role.COMMON)
+    return part.role is Role.COMBINED
 
 
 @rule("CK701", "pickle-refused-by-weights-only", Severity.ERROR, Part, impact=None)
@@ -139,8 +142,8 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
         return
     allowed = ALLOWED | (_ARRAYS if part.role is Role.RNG or part.layout == "accelerate" else frozenset())
     allowed |= _SCALARS if part.role in (Role.OPTIMIZER, Role.SCHEDULER, Role.SCALER) else frozenset()
-    unsafe = part.role in _STATES and loaded_without_safety(part)
-    own = (*_OWN_LISTS, *_OF_DEEPSPEED) if unsafe else _OWN_LISTS
+    plain = loaded_without_safety(part)
+    own = (*_OWN_LISTS, *_OF_STATES) if plain and part.role is not Role.COMBINED else _OWN_LISTS
     names = [name for name in _globals(part, context) if not name.startswith(own) and not _is_dangerous(name)]
     refused = [name for name in names if name not in allowed]
     protocol = content.facts.get("protocol")
@@ -148,7 +151,6 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     late = isinstance(protocol, int) and protocol > 3 and bool(foreign)
     if not refused and not foreign:
         return
-    plain = loaded_without_safety(part)
     late_title = f"is of pickle protocol {protocol}, which a safe load refuses"
     title = f"names {len(refused):,} object{'' if len(refused) == 1 else 's'} that a safe load refuses"
     yield Hit(

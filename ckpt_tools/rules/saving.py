@@ -58,7 +58,12 @@ def save_interrupted(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if layout.unfinished:
         yield Hit(
             f"the save did not end: {missing}, which is written last, is missing",
-            detail=(layout.unfinished, *_progress(checkpoint, context), *_oldest(checkpoint, context)),
+            detail=(
+                layout.unfinished,
+                *_progress(checkpoint, context),
+                *_unnamed(checkpoint, context),
+                *_oldest(checkpoint, context),
+            ),
             help=_fall_back(context),
             impact=layout.need(layout.commit).missing,
         )
@@ -91,6 +96,12 @@ def _progress(checkpoint: Checkpoint, context: Context) -> Iterator[str]:
     wanted = [role for role in layout.order if role in context.view.unwritten]
     rest = [role.value for role in wanted if not layout.need(role).missing.harmless and role is not Role.SCALER]
     yield f"written: {', '.join(written) or context.view.elsewhere}; not there: {', '.join(rest)}"
+
+
+def _unnamed(checkpoint: Checkpoint, context: Context) -> Iterator[str]:
+    """Tell of metadata that was written, and not yet given its name."""
+    if any(path.endswith(".metadata.tmp") for path in checkpoint.listing.files):
+        yield f".metadata.tmp is there: `ckpt repair {shlex.quote(context.run.root)}` tells whether it is whole"
 
 
 def _oldest(checkpoint: Checkpoint, context: Context) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 
@@ -340,7 +342,7 @@ def zero_world_size(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     written = census.tag.world_size
     if written is None or written == wanted:
         return
-    step = census.tag.folder or checkpoint.path
+    step = shlex.quote(os.path.normpath(os.path.join(context.run.root, checkpoint.path, census.tag.folder)))
     yield Hit(
         f"partitioned for {written:,} rank{'' if written == 1 else 's'}, planned for {wanted:,}",
         census.tag.folder,

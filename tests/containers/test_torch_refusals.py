@@ -102,6 +102,15 @@ REFUSED = {
     "new object of a function": V2 + b")\x81",
     "OrderedDict of a number": b"ccollections\nOrderedDict\nK\x01\x85R",
     "encode of bytes": b"c_codecs\nencode\nK\x01" + text("latin1") + b"\x86R",
+    "Tensor called like the function that rebuilds one": b"ctorch\nTensor\n" + v2()[len(V2) :],
+    "keys for a Parameter": b"ctorch.nn.parameter\nParameter\n)RK\x01K\x02s",
+    "wrapper of no class": b"ctorch._utils\n_rebuild_wrapper_subclass\n(Nctorch\nfloat32\nK\x04\x85tR",
+    "tensor of no class": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + V2 + b")" + v2()[len(V2) : -1] + b"NtR",
+    "numpy type in half of another": b"cnumpy\ndtype\n"
+    + text("u4")
+    + b"\x89\x88\x87R(K\x03"
+    + text("<")
+    + b"K\x01NNK\x04K\x04K\x00tb",
     "numpy type": b"cnumpy\ndtype\n" + text("") + b"\x88\x89\x87R(K\x03" + text("<") + b"NNNK\x00K\x00K\x00tb",
 }
 
@@ -166,6 +175,24 @@ def patched(name: str, field: int, value: bytes) -> bytes:
     at = GOOD.rindex(b"file/" + name.encode()) - 46
     assert GOOD[at : at + 4] == b"PK\x01\x02"
     return GOOD[: at + field] + value + GOOD[at + field + len(value) :]
+
+
+def test_a_record_that_is_marked_as_a_directory_is_not_read() -> None:
+    content = read(patched("data/1", 38, b"\x10"))
+    assert "zip-damaged" in kinds(content)
+    assert "marked as a directory" in content.problems[0].detail[0]
+
+
+def test_where_a_record_of_no_bytes_lies_does_not_matter() -> None:
+    good = torch_archive({**records(), "data/7": b""})
+    at = good.rindex(b"file/data/7") - 46
+    (header,) = struct.unpack_from("<I", good, at + 42)
+    assert good[header : header + 4] == b"PK\x03\x04"
+    for bad in (
+        good[:header] + bytes(4) + good[header + 4 :],
+        good[: header + 26] + b"\xff\xff" + good[header + 28 :],
+    ):
+        assert kinds(read(bad)) == kinds(read(good)) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import ckpt_tools
 from ckpt_tools.model.findings import Purpose, Verdict
 from tests.conftest import FIXTURES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 NEWEST = "epoch=1-step=8.ckpt"
 STEPS = 3

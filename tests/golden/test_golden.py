@@ -23,6 +23,7 @@ VOLATILE = (
     (re.compile(r'"bytes_read": \d+'), '"bytes_read": 0'),
     (re.compile(r'"seconds": [\d.e-]+'), '"seconds": 0'),
     (re.compile(r'"mtime_(before|after)_ns": \d+'), r'"mtime_\1_ns": 0'),
+    (re.compile(r"^(torch .*>= 1\.6 +)\S+", re.MULTILINE), r"\1VERSION"),
     (re.compile(r"\d{4}-\d\d-\d\d([ T])\d\d:\d\d:\d\dZ"), r"YYYY-MM-DD\1hh:mm:ssZ"),
 )
 
@@ -85,6 +86,9 @@ def command(directory: Path, line: str) -> subprocess.CompletedProcess[str]:
         text=True,
     )
 
+
+METADATA_LOST = rename("step-4/.metadata", "step-4/.metadata.tmp")
+PARTITION_LOST = remove("global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt")
 
 CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "verify-healthy": ("trainer5-full", nothing, "verify out"),
@@ -174,6 +178,16 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "undo out/checkpoint-4 --list",
     ),
     "undo-nothing": ("trainer5-full", nothing, "undo out/checkpoint-4"),
+    "dcp-killed-verify": ("dcp/run", METADATA_LOST, "verify out --settle 0"),
+    "dcp-killed-repair": ("dcp/run", METADATA_LOST, "repair out --settle 0"),
+    "dcp-lost-file-merge": ("dcp/run", remove("step-4/__1_0.distcp"), "merge out/step-4 merged"),
+    "dcp-diff": ("dcp/run", nothing, "diff out/step-2 out/step-4"),
+    "dcp-info": ("dcp/run", nothing, "info out/step-4"),
+    "deepspeed-lost-rank-verify": ("deepspeed/stage1-fp32", PARTITION_LOST, "verify out --settle 0"),
+    "deepspeed-lost-rank-latest": ("deepspeed/stage1-fp32", PARTITION_LOST, "latest out --settle 0"),
+    "deepspeed-merge": ("deepspeed/stage1-fp32", nothing, "merge out merged"),
+    "deepspeed-info": ("deepspeed/stage1-fp32", nothing, "info out/global_step4"),
+    "nothing-there-verify": ("ultralytics", nothing, "verify out"),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ckpt_tools
 from ckpt_tools.layouts.assembly import Assembly, unpack
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
@@ -56,6 +57,18 @@ def test_the_optimizer_is_that_of_all_ranks() -> None:
     assert told["optimizer-step"].value == 3
     assert 0.01 < told["lr"].value < 0.02
     assert (model.world_size, model.reshardable, list(model.left_out)) == (2, False, [])
+
+
+def test_digests_are_those_of_the_whole_and_of_one_file_its_own() -> None:
+    def told(path: Path) -> dict[str, str | None]:
+        return {row.tensor or "": row.digest for row in ckpt_tools.checksum(str(path)).rows}
+
+    ranks, full = told(FIXTURES / "fsdp/fsdp2-rank-bins"), told(FIXTURES / "fsdp/fsdp2-full")
+    assert ranks == full
+    assert None not in ranks.values()
+    alone = told(FIXTURES / "fsdp/fsdp2-rank-bins/optimizer_0_rank1.bin")
+    assert None not in alone.values()
+    assert alone["state.first.weight.exp_avg"] != ranks["state.first.weight.exp_avg"]
 
 
 def test_flat_pieces_are_not_put_together() -> None:

@@ -84,6 +84,7 @@ def test_the_trainer_with_fsdp(tmp_path: Path) -> None:
     assert seen["counts"] == [float(SAVED)]
 
 
+@pytest.mark.distributed
 def test_sharded_files_of_lightning(copy_of: Copy, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     (path,) = copy_of("lightning/sharded-model-parallel", "out").glob("*.ckpt")
