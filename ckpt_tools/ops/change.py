@@ -17,7 +17,7 @@ from ckpt_tools.edits.journal import Home, home_of
 from ckpt_tools.edits.proof import Changed
 from ckpt_tools.edits.states import State
 from ckpt_tools.edits.values import number_of, value_at
-from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.match import is_prefix, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import Verdict
@@ -73,7 +73,10 @@ def open_checkpoint(path: str) -> Opened:
     Raises:
         NothingFoundError: no such path, or no checkpoint there.
         UsageError: it is a run of several checkpoints, or one file of a checkpoint.
+        EditRefusedError: it is a checkpoint of TensorFlow.
     """
+    if is_prefix(path):
+        raise EditRefusedError(f"{path}: a checkpoint of TensorFlow holds nothing that is edited by this version")
     home = home_of(path)
     run = open_run(path)
     if len(run.checkpoints) != 1 or (not run.single and run.checkpoints[0].path != "."):

@@ -28,6 +28,23 @@ _TENSORS = frozenset({Role.WEIGHTS, Role.INDEX, Role.CHUNKS, Role.METADATA, Role
 _READ_HERE = frozenset({"dcp-not-loadable"})
 """Why torch itself does not load a checkpoint that is whole, and is read here."""
 
+_FLAT = (
+    ": the ranks' files hold pieces of FSDP's flat parameters (LOCAL_STATE_DICT), whose shapes are stored nowhere",
+    "load it in the training that wrote it, and save with SHARDED_STATE_DICT or FULL_STATE_DICT",
+)
+_UNREAD = {
+    "keras": (
+        ": Keras keeps them in HDF5, which is not read by this version",
+        "load it with keras and save the weights",
+    ),
+    "megatron-torch": (
+        ": each file holds the slices of its rank, and how they were cut is not stored",
+        "Megatron-LM's tools/checkpoint/convert.py puts them together",
+    ),
+    "orbax": (": the arrays of Orbax are not read by this version", "restore it with orbax.checkpoint"),
+}
+"""Layouts whose weights are not read here: why, and what reads them."""
+
 
 def refuse_damaged(target: Target) -> None:
     """Look at the structure of a checkpoint as ``verify`` does.
@@ -63,7 +80,8 @@ def whole(view: View) -> dict[str, TensorRef]:
     said = dict(view.weights)
     stored = {name: ref for name, ref in said.items() if ref.chunks or not ref.numel}
     if not stored:
-        raise EditRefusedError("the checkpoint holds no weights that could be put together" + _elsewhere(view))
+        why, hint = _elsewhere(view)
+        raise EditRefusedError(f"the checkpoint holds no weights that could be put together{why}", hint=hint)
     bad: dict[str, str] = {}
     found: dict[str, TensorRef] = dict(said)
     for name, ref in unpacked(view.listing, stored).items():
@@ -81,12 +99,16 @@ def whole(view: View) -> dict[str, TensorRef]:
     return found
 
 
-def _elsewhere(view: View) -> str:
+def _elsewhere(view: View) -> tuple[str, str | None]:
+    """Return why no weights were found, as far as that is known, and what to do instead."""
     if view.errors:
-        return f": {next(iter(view.errors.values()))}"
+        return f": {next(iter(view.errors.values()))}", None
     if view.adapters():
-        return ": it is an adapter's, which peft merges into its base model"
-    return ""
+        return ": it is an adapter's, which peft merges into its base model", None
+    checkpoint = view.checkpoint
+    if "fsdp" in checkpoint.layouts and checkpoint.has(Role.MODEL_STATES):
+        return _FLAT
+    return next((_UNREAD[layout] for layout in checkpoint.layouts if layout in _UNREAD), ("", None))
 
 
 # What stays behind -----------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import os
 import time
 
 from ckpt_tools._version import __version__
-from ckpt_tools.core.errors import NothingFoundError
+from ckpt_tools.core.errors import EditRefusedError, NothingFoundError
 from ckpt_tools.edits import back
-from ckpt_tools.edits.journal import Edit, home_of
+from ckpt_tools.edits.journal import Edit, Home, home_of
 from ckpt_tools.edits.outcome import Touched
-from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.match import is_prefix, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.reports.edit import EditReport, FileChange, PastEdit
 from ckpt_tools.rules import by_code
@@ -41,7 +41,7 @@ def undo(
         EditRefusedError: there is no edit, or the files changed since.
         EditError: the system refused something.
     """
-    home = home_of(path)
+    home = _home(path)
     edits = back.history(home)
     if not edits:
         open_run(path)  # a path that holds no checkpoint is told apart from one without edits
@@ -64,6 +64,16 @@ def undo(
         bytes_written=outcome.bytes_written,
         notes=tuple(notes),
     )
+
+
+def _home(path: str) -> Home:
+    """Return where the journal is; a path that only begins the names of files has one when it was edited."""
+    try:
+        return home_of(path)
+    except NothingFoundError:
+        if is_prefix(path):
+            raise EditRefusedError(f"{path}: there is no edit to take back") from None
+        raise
 
 
 def being_saved(path: str, settle: float = 60.0, now_ns: int | None = None) -> str | None:

@@ -1,12 +1,14 @@
-"""CK27x: what is wrong with the bytes of Flax's and Keras's files, as their containers state it."""
+"""CK27x, CK588: what is wrong with the bytes of Flax's and Keras's files, and weights alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_tools.model.checkpoint import Part
-from ckpt_tools.model.findings import Severity
+from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
+from ckpt_tools.model.findings import BREAKS_RESUME, Severity
 from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
+
+_OF_TRAINING = ("opt", "step", "epoch", "state", "rng", "count", "momentum")
 
 
 @rule("CK273", "msgpack-damaged", Severity.ERROR, Part, impact=None)
@@ -45,4 +47,24 @@ def keras_member_missing(part: Part, context: Context) -> Iterator[Hit]:
     yield from relay(part, context, "keras-member-missing")
 
 
-RULES: tuple[Rule, ...] = (msgpack_damaged, hdf5_damaged, keras_member_missing)
+@rule("CK588", "flax-weights-alone", Severity.NOTE, Checkpoint, impact=BREAKS_RESUME)
+def flax_weights_alone(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """A msgpack file of Flax holds weights and no training state, as `flax_model.msgpack` of transformers does.
+
+    **Why it matters.** It was meant so, and the model runs. A training that starts from it has no optimizer state and
+    no step: both start afresh.
+
+    **How to repair.** Nothing is wrong. To resume, take one that was saved with the whole `TrainState`.
+
+    **Known exceptions.** `checkpoint_N`, and files with a key at the top that speaks of a step, a state or an
+    optimizer: these are not judged.
+    """
+    held = context.view.mapping(Role.COMBINED) if checkpoint.layout == "flax" else None
+    part = checkpoint.first(Role.COMBINED)
+    if not held or part is None or not part.path.endswith(".msgpack") or not context.view.weights:
+        return
+    if not any(word in str(key).lower() for key in held for word in _OF_TRAINING):
+        yield Hit("weights alone: nothing here to resume from", part.path)
+
+
+RULES: tuple[Rule, ...] = (msgpack_damaged, hdf5_damaged, keras_member_missing, flax_weights_alone)

@@ -42,12 +42,16 @@ def common_file_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hi
     """
     if checkpoint.layout != "hf-trainer" or is_file(context.run) or is_export(context.run, checkpoint):
         return
-    elsewhere = context.view.elsewhere is not None
-    if not checkpoint.has(Role.WEIGHTS, Role.ADAPTER) and not elsewhere:
+    model = checkpoint.has(Role.WEIGHTS, Role.ADAPTER)
+    if not model and not context.view.elsewhere:
         return
     few = islice(beside(context.run, checkpoint), _LOOKED_AT)
-    with_model = (Role.TRAINER_STATE,) if elsewhere else (Role.WEIGHTS, Role.ADAPTER)
-    others = [(name, listing) for name, listing in few if has_role(listing, checkpoint.layout, *with_model)]
+    others = [
+        (name, listing)
+        for name, listing in few
+        if has_role(listing, checkpoint.layout, Role.WEIGHTS, Role.ADAPTER) == model
+        and (model or has_role(listing, checkpoint.layout, Role.TRAINER_STATE))
+    ]
     for role, cost in _COST.items():
         if not others or {role, _EVIDENCE[role]} & context.view.unwritten:
             continue
@@ -85,7 +89,7 @@ def _alike(checkpoint: Checkpoint, others: list[tuple[str, Listing]], role: Role
 
 @rule("CK126", "model-file-missing", Severity.WARNING, Checkpoint, impact=BREAKS_INFERENCE)
 def model_file_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """A checkpoint of DeepSpeed or FSDP under the Trainer lacks the `model.safetensors` that others of the run have.
+    """A checkpoint of DeepSpeed under the Trainer lacks the `model.safetensors` that others of the run have.
 
     **Why it matters.** A resume takes the weights of the framework. `from_pretrained` does not know these, and fails.
 
@@ -93,14 +97,15 @@ def model_file_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit
     """
     if checkpoint.layout != "hf-trainer" or is_file(context.run) or is_export(context.run, checkpoint):
         return
-    if checkpoint.has(Role.WEIGHTS, Role.INDEX, Role.ADAPTER) or context.view.elsewhere is None:
+    if checkpoint.has(Role.WEIGHTS, Role.INDEX, Role.ADAPTER) or context.view.elsewhere != "DeepSpeed":
         return
     if Role.WEIGHTS in context.view.unwritten:
         return
     few = islice(beside(context.run, checkpoint), _LOOKED_AT)
-    other = next((name for name, listing in few if has_role(listing, checkpoint.layout, Role.WEIGHTS)), None)
+    alike = ((name, listing) for name, listing in few if "latest" in listing.files)
+    other = next((name for name, listing in alike if has_role(listing, checkpoint.layout, Role.WEIGHTS)), None)
     if other is not None:
-        detail = f"{other} has one; a resume takes the weights of {context.view.elsewhere}"
+        detail = f"{other} has one; a resume takes the weights of DeepSpeed"
         yield Hit("the model's own file with the weights is missing", detail=(detail,))
 
 

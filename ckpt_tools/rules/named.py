@@ -66,7 +66,7 @@ def expert_of_another(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
             continue
         held = {int(found[1]) for name in content.tensors if (found := _KEY.match(name))}
         if held and held != {int(match[1])}:
-            yield Hit(f"it is named for expert {int(match[1])}, and holds {sorted(held)[0]}", part.path)
+            yield Hit(f"it is named for expert {int(match[1])}, and holds {min(held)}", part.path)
 
 
 RULES: tuple[Rule, ...] = (

@@ -239,7 +239,7 @@ def config_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         yield Hit("config.json is missing", detail=(f"{other} has one",), fix=fix)
     elif checkpoint.has(Role.GENERATION_CONFIG):
         yield Hit("config.json is missing", detail=("generation_config.json is there",))
-    else:
+    elif checkpoint.has(Role.WEIGHTS):  # the pieces of FSDP come without
         degraded = Impact(Verdict.READY, Verdict.DEGRADED)
         yield Hit("no config.json: from_pretrained cannot load it", severity=Severity.NOTE, impact=degraded)
 
@@ -306,12 +306,13 @@ def rank_files_gap(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     ranks = {part.rank for part in checkpoint.of(Role.RNG) if part.rank is not None}
     if not ranks or is_file(context.run):
         return
-    lowest = 0 if checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.TRAINER_STATE) else min(ranks)
+    others = [part.rank for part in checkpoint.of(Role.CHUNKS, Role.MODEL_STATES) if part.rank is not None]
+    whole = 0 in others or checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.TRAINER_STATE)
+    lowest = 0 if whole else min(ranks)
     lost = max(ranks) + 1 - lowest - len(ranks)
     if lost:
         gap = islice((str(rank) for rank in range(lowest, max(ranks)) if rank not in ranks), 10)
         yield Hit(f"no random state of rank {several(gap, lost)}, but of rank {max(ranks)}")
-    others = [part.rank or 0 for part in checkpoint.of(Role.CHUNKS, Role.MODEL_STATES)]
     written = max((0, *(rank + 1 for rank in others), *(each.world_size or 0 for each in context.view.assemblies)))
     if written > max(ranks) + 1 and lowest == 0:
         names = several(map(str, range(max(ranks) + 1, written)[:10]), written - max(ranks) - 1)

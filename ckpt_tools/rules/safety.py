@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ckpt_tools.layouts.match import is_newest
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import BREAKS_ALL, HARMLESS, Severity, Spot
 from ckpt_tools.model.values import as_mapping
@@ -76,6 +77,9 @@ _OF_STATES = (
     *("deepspeed.", "megatron.", "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath"),
     *("signal.Signals", "io.BytesIO"),
 )
+# Libraries that load their files with ``weights_only=False`` themselves, and those whose files are all of one kind.
+_UNSAFE = ("timm", "ultralytics")
+_ALIKE = ("detectron2", "lightning", "mmengine")
 # Those that load the files of ranks with the safe load; others load them without.
 _SAFE = ("fsdp",)
 _SCALARS = frozenset(("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype"))
@@ -121,6 +125,13 @@ def loaded_without_safety(part: Part) -> bool:
     return part.role is Role.COMBINED
 
 
+def _told_elsewhere(part: Part, context: Context) -> bool:
+    """Return whether the library loads such files itself, or the newest of its run tells the same of all."""
+    if part.role is not Role.COMBINED or part.layout not in (*_UNSAFE, *_ALIKE):
+        return False
+    return part.layout in _UNSAFE or not is_newest(context.run, context.view.checkpoint)
+
+
 @rule("CK701", "pickle-refused-by-weights-only", Severity.ERROR, Part, impact=None)
 def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     """A torch file names objects that `torch.load(weights_only=True)` does not build, or is of pickle protocol 4 or 5.
@@ -134,8 +145,9 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     **Known exceptions.** numpy arrays in rng files, which the trainers allow themselves, and everywhere under
     accelerate. numpy scalars are CK521. `training_args.bin` is full of objects and never read at a resume. The file
     of a plain loop is read by its own code: a note. So it is for DeepSpeed's and Megatron-LM's files of ranks, loaded
-    without this safety: their own objects in them are not told. FSDP's are loaded with it: accelerate cannot load
-    what it saves with `LOCAL_STATE_DICT`.
+    without this safety: their own objects in them are not told. timm and ultralytics load all of theirs so: nothing
+    is told. Of MMEngine, detectron2 and Lightning the newest checkpoint alone is told. FSDP's are loaded with it:
+    accelerate cannot load what it saves with `LOCAL_STATE_DICT`.
     """
     content = context.content(part)
     if part.role not in _CHECKED or content is None or not content.readable:
@@ -149,7 +161,7 @@ def pickle_refused(part: Part, context: Context) -> Iterator[Hit]:
     protocol = content.facts.get("protocol")
     foreign = content.facts.get("foreign_opcodes") or ()
     late = isinstance(protocol, int) and protocol > 3 and bool(foreign)
-    if not refused and not foreign:
+    if (not refused and not foreign) or _told_elsewhere(part, context):
         return
     late_title = f"is of pickle protocol {protocol}, which a safe load refuses"
     title = f"names {len(refused):,} object{'' if len(refused) == 1 else 's'} that a safe load refuses"

@@ -14,7 +14,7 @@ from tests.conftest import FIXTURES, Copy
 SAME = ["one-rank", "two-ranks", "columns", "safetensors", "torch/model.pt"]
 
 
-@pytest.mark.parametrize(("left", "right"), combinations(SAME, 2))
+@pytest.mark.parametrize(("left", "right"), list(combinations(SAME, 2)))
 def test_one_model_is_equal_in_every_form(left: str, right: str) -> None:
     report = ckpt_tools.diff(str(FIXTURES / "dcp/same-model" / left), str(FIXTURES / "dcp/same-model" / right))
     assert report.equal

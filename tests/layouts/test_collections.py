@@ -101,3 +101,10 @@ def test_the_tensors_of_a_bundle_have_their_names_and_places() -> None:
     assert view.number("lr") == pytest.approx(0.01)
     assert view.numbers("optimizer-step") == [6]
     assert len(view.optimizer_tensors) == 10
+
+
+def test_a_directory_of_dcp_called_as_torchtitans_is_taken_for_one(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "dcp/plain", tmp_path / "step-5")
+    shutil.copytree(FIXTURES / "dcp/plain", tmp_path / "other")
+    assert open_run(tmp_path / "step-5").layout == "torchtitan"
+    assert open_run(tmp_path / "other").layout == "dcp"

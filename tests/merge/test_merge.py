@@ -268,6 +268,19 @@ def test_what_exists_is_never_touched(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize(
+    ("fixture", "why"),
+    [
+        ("fsdp/fsdp1-local", "flat parameters"),
+        ("keras/model.keras", "HDF5, which is not read"),
+        ("orbax/standard", "arrays of Orbax are not read"),
+        ("megatron/legacy/iter_0000003", "how they were cut is not stored"),
+    ],
+)
+def test_weights_that_are_not_read_here_say_why(fixture: str, why: str, tmp_path: Path) -> None:
+    assert why in refused(FIXTURES / fixture, tmp_path / "out")
+
+
 @pytest.mark.parametrize("lost", ["__1_0.distcp", "__0_0.distcp"])
 def test_a_missing_file(copy_of: Copy, tmp_path: Path, lost: str) -> None:
     place = copy_of("dcp/plain")

@@ -93,7 +93,6 @@ ON_PURPOSE: tuple[Row, ...] = (
         _WARNING,
         "every rank has a step of its own",
     ),
-    Row("olmo-core", "step.*/train/.*", "swapped", _SEAL, "no rank is written inside"),
     Row("torchtitan|dcp/run", ".*", "of another step", _WARNING, "the step inside is not that of the name"),
     Row("deepspeed/.*", ".*_states.pt", "swapped", _SEAL, "partitions of equal sizes: no rank is written inside"),
     Row("deepspeed/moe.*", ".*expert.*", "swapped", _WARNING, "all experts of one rank come out right"),

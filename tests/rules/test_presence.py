@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import ckpt_tools
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.findings import Severity
 from tests.conftest import ENTRIES, FIXTURES
@@ -306,3 +307,13 @@ def test_foreign_directories_called_like_a_checkpoint_are_not_judged_by_the_trai
     (home / "model_optim_rng.pt").write_bytes(b"x")
     (tmp_path / "checkpoint-10" / "notes.json").write_text(json.dumps({}))
     assert codes(judge(tmp_path)) == set()
+
+
+def test_weights_of_flax_alone_are_not_resumed_from(copy_of: Copy) -> None:
+    home = copy_of("flax/msgpack")
+    note = finding(judge(home, families=("CK5",)), "CK588")
+    assert (note.path, note.severity) == ("flax_model.msgpack", Severity.NOTE)
+    assert verdicts(judge(home, families=("CK5",)), "flax_model.msgpack") == NO_RESUME
+    assert verdicts(judge(home, families=("CK5",)), "state.msgpack") == READY
+    (home / "state.msgpack").unlink()
+    assert ckpt_tools.latest(str(home), settle=0).path is None

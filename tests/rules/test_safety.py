@@ -120,6 +120,21 @@ def test_a_plain_file_with_objects_is_a_note(fixtures_dir: Path) -> None:
     assert told.message == "names 4 objects that a safe load refuses"
 
 
+@pytest.mark.parametrize(
+    ("fixture", "told"), [("timm", []), ("ultralytics/weights", []), ("mmengine", ["epoch_3.pth"])]
+)
+def test_what_a_library_loads_itself_is_told_once_at_most(
+    fixture: str, told: list[str], copy_of: Callable[..., Path]
+) -> None:
+    home = copy_of(fixture)
+    notes = judge(home, families=("CK7",)).all_findings()
+    assert [(note.code, note.path) for note in notes] == [("CK701", path) for path in told]
+    victim = next(path for path in sorted(home.iterdir()) if path.suffix in (".pth", ".pt", ".tar"))
+    torch_zip(victim, calling("os", "system", "true"))
+    found = [each for each in judge(home, families=("CK7",)).all_findings() if each.path == victim.name]
+    assert [each.code for each in found] == ["CK705"]
+
+
 @pytest.mark.parametrize(("module", "told"), [("torchao.optim", set()), ("mine.optim", {"CK701"})])
 def test_libraries_that_allow_their_own_classes(module: str, told: set[str], copy_of: Callable[..., Path]) -> None:
     directory = copy_of("trainer5-full") / "checkpoint-4"

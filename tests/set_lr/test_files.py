@@ -16,7 +16,7 @@ numpy = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 
 from ckpt_tools.cli.app import dispatch  # noqa: E402
-from ckpt_tools.core.errors import EditRefusedError, UsageError  # noqa: E402
+from ckpt_tools.core.errors import EditRefusedError, NothingFoundError, UsageError  # noqa: E402
 from ckpt_tools.ops.set_lr import set_lr  # noqa: E402
 from ckpt_tools.ops.set_step import set_step  # noqa: E402
 from ckpt_tools.ops.undo import undo  # noqa: E402
@@ -337,3 +337,14 @@ def test_json_has_the_documented_keys(copy_of: Copy, capsys: pytest.CaptureFixtu
     assert dispatch(["set-lr", str(path / "nowhere"), "1"]) == 4
     (path / "optimizer.pt").write_bytes((path / "optimizer.pt").read_bytes()[:-9])
     assert dispatch(["set-lr", str(path), "1"]) == 5
+
+
+def test_a_checkpoint_of_tensorflow_is_refused_in_one_line(copy_of: Copy) -> None:
+    prefix = str(copy_of("tensorflow/manager") / "ckpt-3")
+    for call in (lambda: set_lr(prefix, 0.1, settle=0), lambda: set_step(prefix, 5, settle=0)):
+        with pytest.raises(EditRefusedError, match="ckpt-3: a checkpoint of TensorFlow holds nothing that is edited"):
+            call()
+    with pytest.raises(EditRefusedError, match="there is no edit to take back"):
+        undo(prefix, settle=0)
+    with pytest.raises(NothingFoundError):
+        undo(prefix + "0", settle=0)
