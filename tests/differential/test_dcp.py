@@ -16,7 +16,7 @@ from ckpt_tools.model.findings import Severity
 from tests.conftest import FIXTURES
 from tests.differential import dcp
 
-COUNT, BLOCKS = 480, 8
+BLOCKS = 8
 
 STRICTER = {
     "CK291": "a load that goes by the metadata never asks for what is not described, and reads it never",
@@ -39,11 +39,12 @@ def judged(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_ckpt_agrees_with_torch_on_damage(
-    block: int, tmp_path: Path, record_property: Callable[[str, object], None]
+    block: int, tmp_path: Path, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> None:
+    count = request.config.getoption("--damages") // 10
     rows: dict[str, Counter[str]] = {}
     wrong = []
-    for seed in range(block, COUNT, BLOCKS):
+    for seed in range(block, count, BLOCKS):
         case = dcp.deal(seed, tmp_path)
         said, errors = dcp.load(case.path), judged(case.path)
         row = rows.setdefault(case.kind, Counter())
