@@ -180,6 +180,7 @@ def _last_record(path: Path) -> int:
         return int(opened.start_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lost"),
     [

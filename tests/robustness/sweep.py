@@ -101,7 +101,7 @@ def cases(entry: dict[str, Any], everything: bool) -> Iterator[Case]:
         draw = random.Random(f"{entry['path']}/{group[0]}")
         for name in group if everything else [draw.choice(group)]:
             found = list(_damages(entry, root, name, group))
-            yield from found if everything else draw.sample(found, min(3, len(found)))
+            yield from found if everything else draw.sample(found, min(2, len(found)))
 
 
 def _damages(entry: dict[str, Any], root: Path, name: str, group: list[str]) -> Iterator[Case]:

@@ -30,7 +30,7 @@ RUNS = (
     "accelerate/auto",
     "llama-factory/reward-lora",
 )
-SEEDS = range(20)
+SEEDS = range(10)
 
 
 def _random_bytes(draw: random.Random, path: Path) -> None:
