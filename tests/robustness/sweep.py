@@ -91,7 +91,7 @@ def files_of(root: Path) -> list[str]:
 
 
 def cases(entry: dict[str, Any], everything: bool) -> Iterator[Case]:
-    """Yield what is done to a fixture: all of it, or three damages to one file of each kind, drawn by its name."""
+    """Yield what is done to a fixture: all of it, or two damages to one file of each kind, drawn by its name."""
     root = FIXTURES / entry["path"]
     names = files_of(root)
     kinds: dict[str, list[str]] = {}
