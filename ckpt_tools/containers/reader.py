@@ -17,7 +17,7 @@ from ckpt_tools.containers.kinds import (
     page_words,
     quote,
 )
-from ckpt_tools.core.source import Source
+from ckpt_tools.core.source import BytesSource, Source
 from ckpt_tools.model.findings import Problem
 
 __all__ = ["KINDS", "READERS", "describe", "identify", "open", "read"]
@@ -150,9 +150,21 @@ def read(source: Source, expected: tuple[str, ...] = ()) -> Content:
     return Content(seen.kind, source.size, readable=False, facts=facts, problems=(problem,) if problem else ())
 
 
-def open(window: Source) -> Content:
-    """Return what a window of a file holds: the door for a container that holds another."""
-    return read(window)
+SMALL = 1 << 16
+"""What has up to this many bytes is read in one go, which is cheaper than looking at it in pieces."""
+
+
+def open(window: Source, expected: tuple[str, ...] = ()) -> Content:
+    """Return what a whole file, or a window of one, holds: ``read``, with few requests to the system for a small one.
+
+    It is the door for a container that holds another.
+
+    Raises:
+        SourceError: the file could not be read, or changed while it was.
+    """
+    if window.size <= SMALL:
+        window = BytesSource(window.read(0, window.size), window.name, window.base)
+    return read(window, expected)
 
 
 def _problem(source: Source, seen: Look, expected: tuple[str, ...]) -> Problem | None:

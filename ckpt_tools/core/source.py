@@ -144,12 +144,13 @@ class WindowSource(Source):
 
 
 class BytesSource(Source):
-    """Bytes in memory, for parts of files that were already read."""
+    """Bytes in memory, for parts of files that were already read; ``base`` is where they lie in their file."""
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, base: int = 0) -> None:
         self._data = memoryview(data)
         self.name = name
         self.size = len(data)
+        self.base = base
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset + len(buffer) > self.size:

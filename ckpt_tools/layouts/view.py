@@ -17,7 +17,7 @@ from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.listing import SIDECAR, Kind, Listing
-from ckpt_tools.core.source import BytesSource, Source
+from ckpt_tools.core.source import Source
 from ckpt_tools.layouts import by_name, plain
 from ckpt_tools.layouts.base import Need
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
@@ -43,9 +43,6 @@ _SCALARS = {
     "uint64": "Q",
     "bool": "?",
 }
-
-SMALL = 1 << 16
-"""Files up to this many bytes are read in one go, which is cheaper than looking at them in pieces."""
 
 MAX_SCALARS = 2048
 """So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
@@ -127,9 +124,7 @@ class View:
             return None
         try:
             with self.listing.open(part.path) as source:
-                small = source.size <= SMALL
-                whole = BytesSource(source.read(0, source.size), source.name) if small else source
-                return reader.read(whole, part.containers)
+                return reader.open(source, part.containers)
         except SourceError as error:
             self.errors[part.path] = error
         except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
