@@ -96,7 +96,8 @@ class RepairReport:
         unsafe = sum(repair.state == UNSAFE for repair in self.repairs)
         if self.applied:
             made = [repair for repair in self.repairs if repair.state == DONE]
-            undo = "; `ckpt undo` takes them back, the newest first" if made else ""
+            back = "takes it back" if len(made) == 1 else "takes them back, the newest first"
+            undo = f"; `ckpt undo` {back}" if made else ""
             line = f"{count(len(made), 'fix', 'fixes')} made{undo}"
             return Text((line,), "good" if made else "faint")
         if not safe and not unsafe:
