@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,40 @@ from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.findings import Purpose, Severity, Verdict
 from ckpt_tools.model.values import Opaque, as_mapping
+from ckpt_tools.reports.verify import VerifyReport
 from tests.conftest import ENTRIES, FIXTURES
 
 HEALTHY = [entry for entry in ENTRIES if entry["healthy"]]
 CURRENT = [entry for entry in ENTRIES if entry["environment"] == "current"]
 
 SAVED_WITHOUT_OPTIMIZER = ("trainer5-save-only-model",)
+ABOUT_SHARDS = {"CK106", "CK107", "CK108", "CK121"}
+END_OF_A_RUN = "CK603"
+
+
+@cache
+def verified(path: Path) -> VerifyReport:
+    """Verify a fixture as it is; ``settle=0``: a fresh clone has fresh times, and that is no save in progress."""
+    return ckpt_tools.verify(str(path), settle=0)
 
 
 @pytest.mark.parametrize("entry", HEALTHY, ids=lambda entry: entry["path"])
 def test_a_healthy_fixture_has_no_error_and_no_warning(entry: dict[str, Any]) -> None:
     place = FIXTURES / entry["path"]
-    # settle=0: a fresh clone has fresh times, and that is no save in progress.
     for path in [place, *(place / name for name in entry["checkpoints"] if name != ".")]:
-        report = ckpt_tools.verify(str(path), settle=0)
+        report = verified(path)
         loud = [finding for finding in report.all_findings() if finding.severity > Severity.NOTE]
         assert not loud, "\n".join(
             f"{path}: {each.severity.label}[{each.code}] {each.message}; {each.detail}" for each in loud
         )
         assert report.exit_code() == 0
+
+
+@pytest.mark.parametrize("entry", HEALTHY, ids=lambda entry: entry["path"])
+def test_some_rules_have_not_even_a_note_for_a_healthy_fixture(entry: dict[str, Any]) -> None:
+    told = {finding.code for finding in verified(FIXTURES / entry["path"]).all_findings()}
+    assert not told & ABOUT_SHARDS
+    assert {code for code in told if code.startswith("CK6")} <= {END_OF_A_RUN}
 
 
 @pytest.mark.parametrize("entry", HEALTHY, ids=lambda entry: entry["path"])
@@ -47,7 +63,7 @@ def test_every_recorded_checkpoint_is_found(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", HEALTHY, ids=lambda entry: entry["path"])
 def test_a_healthy_trainer_checkpoint_is_ready(entry: dict[str, Any]) -> None:
-    report = ckpt_tools.verify(str(FIXTURES / entry["path"]), settle=0)
+    report = verified(FIXTURES / entry["path"])
     for checkpoint in report.checkpoints:
         if checkpoint.layouts[0] == "hf-trainer" and checkpoint.path != ".":
             without = entry["path"] in SAVED_WITHOUT_OPTIMIZER
