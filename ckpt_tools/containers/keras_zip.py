@@ -6,6 +6,7 @@ Keras stores the members uncompressed, so their checksums can be compared with t
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ckpt_tools.containers import reader, zip_directory
 from ckpt_tools.containers.base import Content, FormatError, Record
@@ -40,10 +41,14 @@ def read(source: Source) -> Content:
     if lost and not problems:
         detail = (f"not there: {', '.join(lost)}", "keras.models.load_model stops")
         problems.append(Problem("keras-member-missing", "the archive is no whole Keras model", detail))
+    top: frozenset[str] | None = None
     compressed = tuple(entry.name for entry in directory.entries if entry.method != STORED)
     for entry in directory.entries:
         if entry.name.endswith(".h5") and entry.method == STORED and entry.start >= 0:
             inner = reader.open(source.window(entry.start, entry.packed))
+            top = inner.facts.get("names", top)
             problems += (replace(each, at=replace(each.at, record=entry.name)) for each in inner.problems)
-    facts = {"compressed": compressed, "crc_stored": True}
+    facts: dict[str, Any] = {"compressed": compressed, "crc_stored": True}
+    if top is not None:
+        facts["names"] = top
     return Content("keras-zip", source.size, not lost, records=records, facts=facts, problems=tuple(problems))

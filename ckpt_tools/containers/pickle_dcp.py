@@ -8,9 +8,9 @@ texts); a pickle that asks for anything else is read again without the short cut
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_tools.model.values import Opaque, Value
 
@@ -74,6 +74,8 @@ _ENTRY_FORM = (
 MAX_CACHED = 1 << 16
 MAX_FORMS = 64
 
+_Piece = bytes | None
+
 
 class _Unknown(Exception):
     """The opcodes have the form, and refer to other things than torch's do."""
@@ -90,9 +92,11 @@ class Shortcut:
         self._shapes: dict[bytes, tuple[int, ...]] = {}
         self._texts: dict[bytes, str] = {}
         self._forms: dict[tuple[bytes | None, ...], re.Pattern[bytes]] = {}
+        self._memo: Mapping[int, Value] = {}
         self._next = 0
         self._left_out = 0
         self._stored: dict[int, Value] = {}
+        self._made: list[Value] = []
 
     def __call__(self, walk: Machine, stack: list[Value], memo: Memo) -> bool:
         """Take the opcodes behind the class on the stack; False, with nothing changed, where they are not known."""
@@ -103,100 +107,103 @@ class Shortcut:
         if run is None:
             return False
         first = self._next = len(memo) + memo.left_out
-        self._left_out = 0
-        self._stored = {}
-        made: list[Value] = []
-        end = run(self, walk.data, walk.position, memo, target, made)
-        if not made or not memo.keys().isdisjoint(range(first, self._next)):
+        self._memo, self._left_out, self._stored, self._made = memo, 0, {}, []
+        end = run(self, walk.data, walk.position, target)
+        if not self._made or not memo.keys().isdisjoint(range(first, self._next)):
             return False
         memo.update(self._stored)
         memo.left_out += self._left_out
-        stack[-1:] = made
+        stack[-1:] = self._made
         walk.position = end
-        walk.budget -= 5 * len(made)
+        walk.budget -= 5 * len(self._made)
         return True
 
-    def _properties(self, data: bytes, position: int, memo: Memo, target: Opaque, made: list[Value]) -> int:
+    def _properties(self, data: bytes, position: int, target: Opaque) -> int:
         match = _PROPERTIES.match(data, position)
-        dtype = memo.get(_number(match[1])) if match is not None else None
+        dtype = self._memo.get(_number(match[1])) if match is not None else None
         if match is None or type(dtype) is not Opaque or not dtype.qualname.startswith("torch.") or dtype.called:
             return position
-        made.append(PropertiesMeta(dtype.qualname.removeprefix("torch.")))
-        self._stored[self._next] = made[0]
+        properties = PropertiesMeta(dtype.qualname.removeprefix("torch."))
+        self._made.append(properties)
+        self._stored[self._next] = properties
         self._next += 2
         self._left_out += 1
         return match.end()
 
-    def _blocks(self, data: bytes, position: int, memo: Memo, target: Opaque, made: list[Value]) -> int:
+    def _blocks(self, data: bytes, position: int, target: Opaque) -> int:
         seen = _BLOCK.match(data, position)
         if seen is None:
             return position
         key, get, raw, second_key, second_get, second_raw = seen.groups()
         shape = get if raw is not None else second_get if second_raw is not None else None
-        if not _are(memo, (key, "offsets"), (second_key, "sizes")) or not _is_class(memo, shape, "torch.Size"):
+        if not self._are((key, "offsets"), (second_key, "sizes")) or not self._is_class(shape, "torch.Size"):
             return position
         form = self._form((key, second_key), shape, b"", _BLOCK_FORM)
-        match = form.match(data, position) if form is not None else None
-        known: bytes | None = None
-        while match is not None:
-            raw, get, second_raw, second_get, following = match.groups()
-            place, left_out = self._next, self._left_out
-            self._next += 2
-            self._left_out += 1
-            try:
-                block = BlockMeta(self._size(memo, raw, get), self._size(memo, second_raw, second_get))
-            except (_Unknown, KeyError):
-                self._back(place, left_out)
-                break
-            self._stored[place] = block
-            made.append(block)
-            position = match.end()
-            if following is None:
-                return position
-            if following != known and memo.get(_number(following)) is not target:
-                return position - len(following) - 2
-            known = following
-            match = form.match(data, position) if form is not None else None
-        return position - len(known) - 2 if known is not None else position
+        return self._repeated(form, self._block, data, position, target) if form is not None else position
 
-    def _entries(self, data: bytes, position: int, memo: Memo, target: Opaque, made: list[Value]) -> int:
+    def _block(self, pieces: tuple[_Piece, _Piece, _Piece, _Piece, _Piece]) -> _Piece:
+        raw, get, second_raw, second_get, following = pieces
+        place = self._next
+        self._next += 2
+        self._left_out += 1
+        block = BlockMeta(self._size(raw, get), self._size(second_raw, second_get))
+        self._stored[place] = block
+        self._made.append(block)
+        return following
+
+    def _entries(self, data: bytes, position: int, target: Opaque) -> int:
         seen = _ENTRY.match(data, position)
         if seen is None:
             return position
         fqn_key, _, index_key, offset_key, get, raw, info, path_key, _, begin_key, length_key = seen.groups()
         shape = get if raw is not None else None
-        fit = _are(memo, (fqn_key, "fqn"), (index_key, "index"), (offset_key, "offset"), (path_key, "relative_path"))
-        fit = fit and _are(memo, (begin_key, "offset"), (length_key, "length")) and _is_class(memo, info, _INFO)
-        if not fit or not _is_class(memo, shape, "torch.Size"):
+        fit = self._are((fqn_key, "fqn"), (index_key, "index"), (offset_key, "offset"), (path_key, "relative_path"))
+        fit = fit and self._are((begin_key, "offset"), (length_key, "length")) and self._is_class(info, _INFO)
+        if not fit or not self._is_class(shape, "torch.Size"):
             return position
         keys = (fqn_key, index_key, offset_key, info, path_key, begin_key, length_key)
         form = self._form(keys, shape, b"N|", _ENTRY_FORM)
-        match = form.match(data, position) if form is not None else None
+        return self._repeated(form, self._entry, data, position, target) if form is not None else position
+
+    def _entry(self, pieces: tuple[bytes, _Piece, _Piece, bytes, bytes, bytes, _Piece]) -> _Piece:
+        text, raw, get, path, begin, length, following = pieces
+        place = self._next
+        self._next += 2
+        self._left_out += 2
+        name = self._text(text)
+        offsets = None if raw is None and get is None else self._size(raw, get)
+        second = self._next
+        self._next += 2
+        storage = StorageMeta(self._text(path), _positive(begin), _positive(length))
+        index = self._stored[place] = IndexMeta(name, offsets)
+        self._stored[second] = storage
+        self._made += (index, storage)
+        return following
+
+    def _repeated(
+        self, form: re.Pattern[bytes], take: Callable[[Any], _Piece], data: bytes, position: int, target: Opaque
+    ) -> int:
+        """Let ``take`` make objects of one ``form`` and one class; return where the run of them ends.
+
+        ``take`` returns the opcode that fetches the class of the next object.  It is left to the walk where that is
+        another class, or where what follows it has another form.
+        """
+        match = form.match(data, position)
         known: bytes | None = None
         while match is not None:
-            text, raw, get, path, begin, length, following = match.groups()
             place, left_out = self._next, self._left_out
-            self._next += 2
-            self._left_out += 2
             try:
-                name = self._text(memo, text)
-                offsets = None if raw is None and get is None else self._size(memo, raw, get)
-                second = self._next
-                self._next += 2
-                storage = StorageMeta(self._text(memo, path), _positive(begin), _positive(length))
+                following = take(match.groups())
             except (_Unknown, KeyError):
                 self._back(place, left_out)
                 break
-            index = self._stored[place] = IndexMeta(name, offsets)
-            self._stored[second] = storage
-            made += (index, storage)
             position = match.end()
             if following is None:
                 return position
-            if following != known and memo.get(_number(following)) is not target:
+            if following != known and self._memo.get(_number(following)) is not target:
                 return position - len(following) - 2
             known = following
-            match = form.match(data, position) if form is not None else None
+            match = form.match(data, position)
         return position - len(known) - 2 if known is not None else position
 
     def _form(
@@ -218,15 +225,22 @@ class Shortcut:
             self._stored.pop(number, None)
         self._next, self._left_out = place, left_out
 
-    def _fetched(self, memo: Memo, get: bytes) -> Value:
-        number = _number(get)
-        return self._stored[number] if number in self._stored else memo[number]
+    def _are(self, *pairs: tuple[bytes, str]) -> bool:
+        return all(self._memo.get(_number(get)) == text for get, text in pairs)
 
-    def _size(self, memo: Memo, raw: bytes | None, get: bytes | None) -> tuple[int, ...]:
+    def _is_class(self, get: bytes | None, qualname: str) -> bool:
+        value = self._memo.get(_number(get)) if get is not None else None
+        return get is None or (type(value) is Opaque and value.qualname == qualname and not value.called)
+
+    def _fetched(self, get: bytes) -> Value:
+        number = _number(get)
+        return self._stored[number] if number in self._stored else self._memo[number]
+
+    def _size(self, raw: bytes | None, get: bytes | None) -> tuple[int, ...]:
         """Return the sizes that a call of torch.Size is made of, or those that were made before."""
         if raw is None:
             assert get is not None
-            value = self._fetched(memo, get)
+            value = self._fetched(get)
             if type(value) is not tuple:
                 raise _Unknown
             return value
@@ -244,9 +258,9 @@ class Shortcut:
         self._next += 1
         return known
 
-    def _text(self, memo: Memo, raw: bytes) -> str:
+    def _text(self, raw: bytes) -> str:
         if raw[0] != 0x8C:
-            value = self._fetched(memo, raw)
+            value = self._fetched(raw)
             if type(value) is not str or not value:
                 raise _Unknown
             return value
@@ -262,21 +276,12 @@ class Shortcut:
         return known
 
 
-_Run = Callable[[Shortcut, bytes, int, "Memo", Opaque, list[Value]], int]
+_Run = Callable[[Shortcut, bytes, int, Opaque], int]
 _RUNS: dict[str, _Run] = {
     _CHUNK: Shortcut._blocks,
     _INDEX: Shortcut._entries,
     _PROPERTY: Shortcut._properties,
 }
-
-
-def _are(memo: Memo, *pairs: tuple[bytes, str]) -> bool:
-    return all(memo.get(_number(get)) == text for get, text in pairs)
-
-
-def _is_class(memo: Memo, get: bytes | None, qualname: str) -> bool:
-    value = memo.get(_number(get)) if get is not None else None
-    return get is None or (type(value) is Opaque and value.qualname == qualname and not value.called)
 
 
 def _positive(raw: bytes) -> int:

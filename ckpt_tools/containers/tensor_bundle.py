@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     slices: int = 0
 
 
-class _Damaged(Exception):
+class _Damaged(ValueError):
     """A block, or a message in it, that makes no sense."""
 
 
@@ -96,9 +96,9 @@ class _Table:
         try:
             at = 0
             for _ in range(2):  # the block of metadata, which is empty
-                _, at = _varint(footer, at)
-            begin, at = _varint(footer, at)
-            length, _ = _varint(footer, at)
+                _, at = varint(footer, at)
+            begin, at = varint(footer, at)
+            length, _ = varint(footer, at)
             handles = list(_pairs(self.block(begin, length)))
         except _Damaged as error:
             raise self.damaged(str(error)) from None
@@ -106,8 +106,8 @@ class _Table:
         header: dict[int, list[int | bytes]] | None = None
         for _, handle in handles:
             try:
-                begin, after = _varint(handle, 0)
-                length, _ = _varint(handle, after)
+                begin, after = varint(handle, 0)
+                length, _ = varint(handle, after)
                 for key, value in _pairs(self.block(begin, length)):
                     if not key:
                         header = _fields(value)
@@ -146,7 +146,12 @@ class _Table:
         return raw[:-TRAILER]
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number at a place, and the place after it.
+
+    Raises:
+        ValueError: it does not end.
+    """
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]
@@ -168,9 +173,9 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise _Damaged("a block names more restarts than it has room for")
     at, key = 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        fresh, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = varint(block, at)
+        fresh, at = varint(block, at)
+        length, at = varint(block, at)
         if shared > len(key) or at + fresh + length > end:
             raise _Damaged("an entry of a block leads out of it")
         key = key[:shared] + block[at : at + fresh]
@@ -184,13 +189,13 @@ def _fields(data: bytes) -> dict[int, list[int | bytes]]:
     found: dict[int, list[int | bytes]] = {}
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         value: int | bytes
         match tag & 7:
             case 0:
-                value, at = _varint(data, at)
+                value, at = varint(data, at)
             case 2:
-                length, at = _varint(data, at)
+                length, at = varint(data, at)
                 value, at = data[at : at + length], at + length
             case 5:
                 value, at = int.from_bytes(data[at : at + 4], "little"), at + 4

@@ -121,6 +121,8 @@ class TorchValues:
                 self.fault(f"{made.qualname} is called")
             elif made.qualname in _OF_ONE and len(made.args) > 2 and type(made.args[0]) is Storage:
                 self.fault(f"{made.qualname} is called as if it were a function that rebuilds tensors")
+            elif made.qualname.startswith("pathlib.") and any(type(arg) is not str for arg in made.args):
+                self.fault(f"{made.qualname} is made of something else than names")
             return made
         result = build(self, made.args)
         return made if result is None else result

@@ -65,6 +65,7 @@ _OPTIMIZERS: tuple[Fingerprint, ...] = (
     _row("square_avg", "RMSprop", ""),
     _row("prev", "Rprop", ""),
     _row("momentum_buffer", "SGD with momentum", ""),
+    _row("row_var", "Adafactor", ""),
     _row("ax eta mu", "ASGD", ""),
     _row("sum", "Adagrad", ""),
     _row("exp_avg", "Lion", ""),
@@ -88,6 +89,8 @@ def optimizer(state: Mapping[Any, Value]) -> str | None:
         keys |= {key for key in as_mapping(entry) or {} if isinstance(key, str)}
         if number >= 64:
             break
+    if "ns_steps" in group or "use_muon" in group:  # its moments are named as those of the others
+        return "Muon with Adam" if "exp_avg" in keys else "Muon"
     for row in _OPTIMIZERS:
         if row.keys <= keys:
             return _adam(group) if row.kind == "Adam" else row.kind

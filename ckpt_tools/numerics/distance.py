@@ -110,11 +110,6 @@ class Distance:
         return self.changed / self.count if self.count else 0.0
 
 
-def comparable(left: str, right: str) -> bool:
-    """Return whether the values of two dtypes can be compared: types packed below a byte only by their bytes."""
-    return left in DTYPES and right in DTYPES
-
-
 class Workspace:
     """The buffers of one thread, reused for every block."""
 

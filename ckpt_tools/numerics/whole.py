@@ -10,7 +10,6 @@ from blake3 import blake3
 
 from ckpt_tools.core.source import Source
 
-ALGORITHMS = ("blake3", "sha256")
 BUFFER = 1 << 22
 """Large enough for BLAKE3 to give every core a share of it."""
 

@@ -69,6 +69,11 @@ STRICTER: tuple[Stricter, ...] = (
         ),
     ),
     Stricter(
+        "as-a-directory",
+        "a record that is marked as a directory: torch reads nothing of it, takes what was in memory, and says nothing",
+        lambda damage, finding: finding.code == "CK225" and "marked as a directory" in "".join(finding.detail),
+    ),
+    Stricter(
         "two-sizes",
         "the two sizes of a record that is not compressed differ: torch compares them only where the record has no "
         "time, and reads by the second",

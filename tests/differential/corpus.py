@@ -16,6 +16,7 @@ LEFT_OUT = {
     "all_results.json": "metrics for people: no loader reads it",
     "train_results.json": "likewise",
     "eval_results.json": "likewise",
+    "integrity.json": "digests that Megatron-Core compares where it is asked to",
     "fixtures.json": "our own book-keeping",
 }
 

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 import ckpt_tools
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
+from tests.conftest import needs
 from tests.differential import resume
 from tests.differential.faults import FAULTS, Fault
 
+needs("torch", "transformers", "peft")
 pytestmark = pytest.mark.slow
 
 _BYTES = "tensor bytes are read by --deep alone, and a structural look says that it did not read them"
