@@ -57,6 +57,11 @@ class Assembly:
         return {}
 
     @property
+    def outline(self) -> Mapping[str, str]:
+        """What is told of tensors that cannot be read here, by their names: type and shape in words."""
+        return {}
+
+    @property
     def optimizer(self) -> Mapping[Any, Value] | None:
         """``{"state": ..., "param_groups": [...]}`` as far as it is small; tensors are references."""
         return None
@@ -99,6 +104,10 @@ class Assembly:
         """Say whether a tensor that ``content`` names is a weight or an optimizer's, and no counter or other state."""
         return False
 
+    def used(self, part: Part, name: str) -> int | None:
+        """Return how many elements at the beginning of a tensor that ``content`` names mean anything, None for all."""
+        return None
+
     def content(self, part: Part, *, everything: bool = False) -> Content | None:
         """Return what a file that cannot be understood by itself holds; None where the container tells it all.
 
@@ -106,6 +115,19 @@ class Assembly:
         how many pieces.
         """
         return None
+
+
+def beside(tensors: Mapping[str, TensorRef], adapters: Mapping[str, Mapping[str, TensorRef]]) -> dict[str, TensorRef]:
+    """Return the tensors that no adapter's file has; peft puts the adapter's name into those of a model in training."""
+    known = {_bare(name, adapter) for adapter, held in adapters.items() for name in held}
+    names = adapters or {"": {}}
+    return {name: ref for name, ref in tensors.items() if not any(_bare(name, each) in known for each in names)}
+
+
+def _bare(name: str, adapter: str) -> str:
+    """Return ``q_proj.lora_A`` of ``q_proj.lora_A.default.weight``, and the same of ``q_proj.lora_A.weight``."""
+    dropped = {adapter or "default", "modules_to_save", "weight"}
+    return ".".join(piece for piece in name.split(".") if piece not in dropped)
 
 
 def hole_in(ref: TensorRef) -> Box | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ckpt_tools.containers.base import Content, Record
 from ckpt_tools.containers.kinds import printable
-from ckpt_tools.containers.tensor_bundle import OPAQUE, Entry
+from ckpt_tools.containers.tensor_bundle import OPAQUE, STRING, Entry, varint
+from ckpt_tools.core.crc32c import POLYNOMIAL, crc32c
 from ckpt_tools.core.source import Extent
 from ckpt_tools.layouts.assembly import Assembly
 from ckpt_tools.model.checkpoint import Part, Role, Slot
@@ -24,19 +25,21 @@ if TYPE_CHECKING:
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
 _GROUP = re.compile(r"(.+)\.(?:index|data-\d+-of-\d+)\Z")
-_KERAS = re.compile(r"optimizer/(?!_trainable_variables/)")
+_OPTIMIZER = re.compile(r"((?:.+/)?[^/]+)/(?:_iterations|iter)\Z")
+"""What every optimizer of Keras has, under the name that the user gave it."""
+
+_WEIGHTS = "_trainable_variables/"
 """Keras 3 keeps the model's weights below its optimizer too, and this shortest path names them."""
 
-_NUMBERS = {
-    "step": "step",
-    "global_step": "step",
-    "optimizer/_iterations": "optimizer-step",
-    "optimizer/iter": "optimizer-step",
-    "optimizer/_learning_rate": "lr",
-    "optimizer/learning_rate": "lr",
-}
-_COUNTERS = frozenset({"step", "global_step", "save_counter"})
-_STRING = "checksums of text tensors are over more than their bytes"
+_STEPS = ("step", "global_step")
+_NUMBERS = {"_iterations": "optimizer-step", "iter": "optimizer-step", "_learning_rate": "lr", "learning_rate": "lr"}
+_COUNTED = ("int32", "int64")
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_COUNTER = f"save_counter{_SUFFIX}"
+_OTHER = "how the checksum of such a tensor is made is not known here"
+_LONGEST = (1 << 64) - 1
+_MOST_TEXTS = 1 << 16
+"""Texts of one tensor whose lengths are read, since the checksum is over these too."""
 
 
 def stem(name: str) -> str | None:
@@ -63,11 +66,26 @@ class BundleAssembly(Assembly):
 
     @property
     def weights(self) -> Mapping[str, TensorRef]:
-        return {name: ref for name, ref in self._tensors.items() if name not in _COUNTERS and not _of_optimizer(name)}
+        return {name: ref for name, ref in self._tensors.items() if not (self._of_optimizer(name) or _is_counter(ref))}
 
     @property
     def optimizer_tensors(self) -> Mapping[str, TensorRef]:
-        return {name: ref for name, ref in self._tensors.items() if _of_optimizer(name)}
+        return {name: ref for name, ref in self._tensors.items() if self._of_optimizer(name)}
+
+    @property
+    def other_tensors(self) -> Mapping[str, TensorRef]:
+        known = self._tensors.items()
+        return {name: ref for name, ref in known if _is_counter(ref) and not self._of_optimizer(name)}
+
+    @cached_property
+    def _optimizers(self) -> tuple[str, ...]:
+        """The names of the optimizers, each with what ends it."""
+        found = (_OPTIMIZER.match(name) for name, ref in self._tensors.items() if _is_counter(ref))
+        return tuple(f"{match[1]}/" for match in found if match)
+
+    def _of_optimizer(self, name: str) -> bool:
+        owners = (owner for owner in self._optimizers if name.startswith(owner))
+        return _SLOT in name or any(not name.removeprefix(owner).startswith(_WEIGHTS) for owner in owners)
 
     @cached_property
     def _tensors(self) -> Mapping[str, TensorRef]:
@@ -91,7 +109,8 @@ class BundleAssembly(Assembly):
     @property
     def slots(self) -> Iterator[Slot]:
         """Under the names of Keras's optimizers; which variable holds the step is the user's choice."""
-        for name, quantity in _NUMBERS.items():
+        of_optimizers = ((owner + name, quantity) for owner in self._optimizers for name, quantity in _NUMBERS.items())
+        for name, quantity in (*((name, "step") for name in _STEPS), *of_optimizers):
             ref = self._tensors.get(name)
             if ref is not None and ref.chunks:
                 part = next(part for part in self.shards.values() if part.path == ref.chunks[0].extent.path)
@@ -110,13 +129,38 @@ class BundleAssembly(Assembly):
             for entry in inside
             if entry.dtype not in OPAQUE and entry.size
         )
-        facts = {
-            "checksum": "crc32c",
-            "unchecked": tuple((entry.name, _STRING) for entry in inside if entry.dtype in OPAQUE),
-        }
+        texts = [self._text(entry, part) for entry in inside if entry.dtype in OPAQUE] if everything else []
+        records += tuple(each for each in texts if isinstance(each, Record))
+        unchecked = tuple((each.name, _OTHER) for each in texts if isinstance(each, Entry))
+        facts = {"checksum": "crc32c", "unchecked": unchecked}
         return Content(
             "raw", size, tensors=tensors, records=records, facts=facts, problems=tuple(_short(entries, size))
         )
+
+    def _text(self, entry: Entry, part: Part) -> Record | Entry:
+        """Return the bytes of a tensor of texts as a record, the entry itself where the checksum cannot be told.
+
+        There are the lengths, their own checksum, and the texts.  The stored checksum is over the lengths as numbers of
+        a fixed width and over the rest as it is, so that the one of this rest follows from it.
+        """
+        count = prod(entry.shape)
+        if entry.dtype != STRING or count > _MOST_TEXTS or not entry.size:
+            return entry
+        from ckpt_tools.numerics.crc import combine
+
+        with self.view.listing.open(part.path) as source:
+            raw = source.read(entry.offset, min(entry.size, 10 * count))
+        order = self.index.facts["byteorder"]
+        at, lengths = 0, bytearray()
+        for _ in range(count):
+            try:
+                length, at = varint(raw, at)
+            except ValueError:
+                break
+            lengths += (length & _LONGEST).to_bytes(4 if length < 1 << 32 else 8, order)
+        rest = Extent(part.path, entry.offset + at, entry.size - at)
+        before = combine(crc32c(lengths), 0, rest.length, POLYNOMIAL)
+        return Record(_plain(entry.name), rest, entry.crc32c ^ before)
 
 
 def _bytes(entry: Entry) -> int:
@@ -144,8 +188,22 @@ def _plain(name: str) -> str:
     return name.removesuffix(_SUFFIX)
 
 
-def _of_optimizer(name: str) -> bool:
-    return _SLOT in name or _KERAS.match(name) is not None
+def _is_counter(ref: TensorRef) -> bool:
+    """A lone whole number counts something: steps, epochs, saves."""
+    return ref.shape == () and ref.dtype in _COUNTED
+
+
+def saved_with_tracker(view: View) -> bool:
+    """Say whether a save wrote it that also names it in ``checkpoint``, which ``tf.train.Checkpoint.write`` does not.
+
+    Such saves count themselves; the ``Saver`` of TensorFlow 1, which has no graph of objects, always names them.
+    """
+    names = {each.name for part in view.checkpoint.of(Role.METADATA) for each in _entries(view.content(part))}
+    return bool(names) and (_COUNTER in names or _GRAPH not in names)
+
+
+def _entries(content: Content | None) -> tuple[Entry, ...]:
+    return content.facts.get("entries", ()) if content is not None and content.readable else ()
 
 
 def assemble(view: View) -> Iterator[Assembly]:

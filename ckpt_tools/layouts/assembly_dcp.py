@@ -31,6 +31,9 @@ TORCH_DCP = "torch.distributed.checkpoint"
 MAX_STEPS = 64
 """So many of the optimizer's 0-dim steps are looked at: each lies in a file within a file."""
 
+RUN = 8
+"""So many of these lie beside each other in the model: what differs within a layer shows in them."""
+
 MAX_ITEMS = 512
 """So many objects of an optimizer are decoded; the rest of a larger set (a rate for each parameter) is sampled."""
 
@@ -250,8 +253,7 @@ class DcpAssembly(Assembly):
                     steps.append(fqn)
         stride = max(1, -(-len(rates) // MAX_ITEMS))
         yield from self._told({fqn: rates[fqn] for fqn in list(rates)[::stride]})
-        stride = max(1, -(-len(steps) // MAX_STEPS))
-        yield from self._told(dict.fromkeys(steps[::stride], "optimizer-step"))
+        yield from self._told(dict.fromkeys(_in_runs(steps), "optimizer-step"))
         scheduler = self.scheduler or {}
         for quantity, key in _SCHEDULED:
             for found, value in lookup(scheduler, key):
@@ -292,11 +294,11 @@ class DcpAssembly(Assembly):
     def problems(self) -> Iterator[tuple[str, Any]]:
         return ((misfit.path, misfit.problem) for misfit in self.misfits)
 
-    def impact(self, part: Part, lines: tuple[str, ...]) -> Impact:
-        """Return what it means that the pieces of a data file that begin these lines are damaged."""
-        names = {piece.fqn for piece in self.pieces.get(part.path, ())}
-        hurt = [fqn for fqn in names if any(line.startswith((f"{fqn},", f"{fqn}:", f"{fqn}[")) for line in lines)]
-        return fit.impact_of(self, hurt or names)
+    def impact(self, part: Part, kind: str) -> Impact:
+        """Return what it means that pieces of a data file are damaged in this way."""
+        content = self.view.content(part)
+        hurt = content.facts.get("refused", {}).get(kind) if content is not None else None
+        return fit.impact_of(self, hurt or {piece.fqn for piece in self.pieces.get(part.path, ())})
 
     def learnt(self, part: Part, name: str) -> bool:
         fqn = name if name in self.tensors else name.rpartition("[")[0]
@@ -307,7 +309,8 @@ class DcpAssembly(Assembly):
         place = f" of {self.place}" if self.place else ""
         contents = [content for part in self.data.values() if (content := self.view.content(part)) is not None]
         if self.data and not self.metadata:
-            yield "CK29", f"what lies in {len(self.data):,} data files{place}: only the metadata tells"
+            files = f"{len(self.data):,} data file{'' if len(self.data) == 1 else 's'}"
+            yield "CK29", f"what lies in {files}{place}: only the metadata tells"
         counts = [content.facts["sampled"] for content in contents if "sampled" in content.facts]
         looked, total = sum(pair[0] for pair in counts), sum(pair[1] for pair in counts)
         if looked < total:
@@ -327,3 +330,9 @@ class DcpAssembly(Assembly):
             return replace(packed, container="distcp", size=part.stat.size)
         total = sum(map(len, self.pieces.values()))
         return self.blobs.content(part, self.pieces.get(part.path, []), total, len(self.pieces), everything)
+
+
+def _in_runs(names: list[str]) -> list[str]:
+    """Return some of the names, in runs of neighbours from all over the model."""
+    stride = RUN * max(1, -(-len(names) // MAX_STEPS))
+    return [name for start in range(0, len(names), stride) for name in names[start : start + RUN]]

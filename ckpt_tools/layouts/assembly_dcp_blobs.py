@@ -20,7 +20,7 @@ from ckpt_tools.model.values import Value
 SAMPLED = 512
 """So many blobs of a directory are looked into when only its structure is asked for, some of every file."""
 
-MAX_NOTED = 10
+MAX_NOTED = 3
 _ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _KEPT = frozenset(("resource-bomb", "unsafe-record-name", "zip-compressed"))
 _FOREIGN = frozenset(("git-lfs-pointer", "html", "error-text", "json", "zeros", *kinds.COMPRESSED))
@@ -113,7 +113,7 @@ class _File:
         self.records: list[Record] = []
         self.globals: dict[str, int] = {}
         self.problems: list[Problem] = []
-        self.refused: dict[str, list[str]] = {}
+        self.refused: dict[str, list[tuple[str, str]]] = {}  # the name of the whole, and what is said
         self.compressed: list[str] = []
         self.unreadable: dict[str, int] = {}
         self.odd: list[tuple[Piece, bool]] = []
@@ -176,17 +176,21 @@ class _File:
             return
         if inner.dtype != piece.dtype or inner.shape != chunk.sizes:
             said = f"the metadata says {piece.dtype} {list(chunk.sizes)}, the data is {inner.dtype} {list(inner.shape)}"
-            self.refused.setdefault("dcp-blob-mismatch", []).append(f"{name}: {said}")
+            self.refused.setdefault("dcp-blob-mismatch", []).append((piece.fqn, f"{name}: {said}"))
         self.tensors[name] = replace(inner, fqn=name, storage_id=None)
 
     def _note(self, problem: Problem, piece: Piece, content: Content) -> None:
         if problem.kind in _KEPT:
             self.problems.append(replace(problem, at=replace(problem.at, tensor=piece.fqn)))
             return
+        if problem.kind == "unknown-bytes":
+            self._damaged(piece, "no torch file begins there")
+            return
         self._damaged(piece, f"{problem.message} ({problem.detail[0]})" if problem.detail else problem.message)
 
     def _damaged(self, piece: Piece, why: str) -> None:
-        self.refused.setdefault("dcp-blob-damaged", []).append(f"{piece.fqn}, at byte {piece.extent.offset:,}: {why}")
+        said = f"{piece.fqn}, at byte {piece.extent.offset:,}: {why}"
+        self.refused.setdefault("dcp-blob-damaged", []).append((piece.fqn, said))
 
     def content(self, looked: int) -> Content:
         """Return what was found."""
@@ -197,6 +201,7 @@ class _File:
             "compressed": tuple(self.compressed),
             "sampled": (looked, len(self.pieces)),
             "unreadable": self.unreadable,
+            "refused": {kind: frozenset(fqn for fqn, _ in told) for kind, told in self.refused.items()},
         }
         size, records = self.source.size, tuple(self.records)
         return Content("distcp", size, True, None, self.tensors, records, self.globals, facts, tuple(problems))
@@ -206,8 +211,10 @@ class _File:
             "dcp-blob-damaged": ("what is stored cannot be read", "torch.distributed.checkpoint stops at it"),
             "dcp-blob-mismatch": ("the data is not what the metadata says", "a load stops, or takes wrong values"),
         }
-        for kind, lines in self.refused.items():
+        for kind, told in self.refused.items():
             message, stops = words[kind]
+            lines = [said for _, said in told]
             more = len(lines) - MAX_NOTED
-            detail = (*lines[:MAX_NOTED], *((f"... and {more:,} more",) if more > 0 else ()), stops)
+            many = f"... and {more:,} more of its {len(self.pieces):,} pieces"
+            detail = (*lines[:MAX_NOTED], *((many,) if more > 0 else ()), stops)
             yield Problem(kind, message, detail, Spot(tensor=lines[0].split(", at byte")[0].split(": ")[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,18 +15,22 @@ from ckpt_tools.layouts.assembly_dcp_names import Kind
 from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, HARMLESS, Impact, Problem, Spot
 from ckpt_tools.model.tensors import Box, Chunk, TensorRef
 from ckpt_tools.model.tiling import fit
+from ckpt_tools.model.values import real
 
 if TYPE_CHECKING:
     from ckpt_tools.layouts.assembly_dcp import DcpAssembly
     from ckpt_tools.layouts.assembly_dcp_blobs import Piece
 
 _DATA = re.compile(r"__(\d+)_\d+\.distcp\Z")
+_WRITTEN = re.compile(r"(?:.*/)?__(\d+)_\d+\.distcp\Z")
+_LAYER = re.compile(r".*\.\d+(?=\.)|\d+(?=\.)")
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _CLOCK_NS = 2 * 10**9
 """Times of files this close mean nothing: some file systems keep them to two seconds."""
 
-STOPS = "torch.distributed.checkpoint stops at it"
 SILENT = "torch loads what is there and keeps the rest of the tensor as it was, without a word"
 SHOWN = 10
+_NAMED = 4  # names of tensors are long
 
 
 class Misfit(NamedTuple):
@@ -60,7 +64,8 @@ def impact_of(made: DcpAssembly, names: Iterable[str]) -> Impact:
 
 
 def _weights_first(made: DcpAssembly, names: list[str]) -> str:
-    return several(sorted(names, key=lambda fqn: (made.kind(fqn) is not Kind.WEIGHTS, fqn not in made.tensors)))
+    ordered = sorted(names, key=lambda fqn: (made.kind(fqn) is not Kind.WEIGHTS, fqn not in made.tensors))
+    return ", ".join(ordered[:_NAMED]) + (f" ... and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
 def misfits(made: DcpAssembly) -> Iterator[Misfit]:
@@ -96,6 +101,25 @@ def _ranks(made: DcpAssembly) -> Iterator[Misfit]:
         )
         problem = Problem("dcp-rank-missing", "the metadata of some ranks is missing", detail)
         yield Misfit(made.place, problem)
+    yield from _swapped(made)
+
+
+def _swapped(made: DcpAssembly) -> Iterator[Misfit]:
+    """Each rank describes the files that it wrote itself, and finds nothing of its own in the metadata of another.
+
+    Where every tensor is whole in the metadata of one rank, it does not matter whose that is.
+    """
+    for part, content in made.readable:
+        parted = [fqn for fqn, ref in content.tensors.items() if not fit(ref.shape, [c[:2] for c in ref.chunks]).exact]
+        chunks = (chunk for fqn in parted for chunk in content.tensors[fqn].chunks)
+        ranks = {int(match[1]) for chunk in chunks if (match := _WRITTEN.match(chunk.extent.path))}
+        if part.rank is not None and ranks and part.rank not in ranks:
+            detail = (
+                f"{len(parted):,} tensors have parts there: {_weights_first(made, parted)}",
+                f"rank {part.rank:,} finds nothing of its own in it, and keeps these tensors as they were",
+            )
+            message = f"it describes the files of rank {several(map(str, sorted(ranks)))}"
+            yield Misfit(part.path, Problem("dcp-metadata-misplaced", message, detail), impact_of(made, parted))
 
 
 def _absent(made: DcpAssembly) -> Iterator[Misfit]:
@@ -188,6 +212,56 @@ def _orphans(made: DcpAssembly) -> Iterator[Misfit]:
 
 def _bytes(made: DcpAssembly, files: list[str]) -> int:
     return sum(made.data[path].stat.size for path in files)
+
+
+def of_two_steps(made: DcpAssembly) -> tuple[str, Problem] | None:
+    """Return how data files are of different steps of the training, by what the optimizer counts for each parameter.
+
+    Every file has to agree with itself.  Parameters may have begun later than others, and then layers do, or one kind
+    of module in all layers: so layers and kinds of modules must not agree with themselves, and only the file tells
+    which step it is.  Or some parameters are ahead of the training, and the others are where it is.
+    """
+    steps: dict[str, float] = {}
+    files: dict[str, set[float]] = {}
+    for slot in made.slots:
+        number = real(slot.value) if slot.quantity == "optimizer-step" else None
+        owner = made.keys.state_of(slot.key)[0]
+        if number is not None and owner is not None:
+            steps[owner] = number
+            files.setdefault(slot.part.path, set()).add(number)
+    told = {path: found.pop() for path, found in files.items() if len(found) == 1}
+    if len(told) < len(files) or len(set(told.values())) < 2:
+        return None
+    training = set(made.view.numbers("step") or made.view.numbers("scheduler-step"))
+    if training != {min(told.values())} and not all(_apart(steps, group) for group in (_layer, _module)):
+        return None
+    latest = max(told.values())
+    behind = sorted(path for path, number in told.items() if number < latest)
+    shown = [f"step {told[path]:,.0f} in {path}" for path in sorted(told, key=lambda path: (-told[path], path))]
+    detail = (
+        f"of {len(steps):,} parameters the optimizer counts {several(shown)}",
+        "a load takes them as they are: weights and moments of several steps, without a word",
+    )
+    return behind[0], Problem("dcp-data-mixed", "data files are of different steps", detail)
+
+
+def _apart(steps: Mapping[str, float], group: Callable[[str], str]) -> bool:
+    """Return whether two groups of parameters at least do not agree with themselves."""
+    groups: dict[str, set[float]] = {}
+    for owner, number in steps.items():
+        groups.setdefault(group(owner), set()).add(number)
+    return sum(len(found) > 1 for found in groups.values()) > 1
+
+
+def _layer(name: str) -> str:
+    """Return the layer that a parameter belongs to: its name up to the last number, or that of its module."""
+    found = _LAYER.match(name)
+    return found[0] if found is not None else name.rpartition(".")[0]
+
+
+def _module(name: str) -> str:
+    """Return the kind of module that a parameter belongs to, the same in all layers."""
+    return _NUMBER.sub("*", name.rpartition(".")[0])
 
 
 def _tiles(made: DcpAssembly) -> Iterator[Misfit]:

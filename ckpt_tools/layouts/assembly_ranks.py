@@ -1,7 +1,8 @@
 """Tensors whose pieces lie in a file of each rank, pickled as ``DTensor``: every file tells where its own belong.
 
 accelerate ``utils/fsdp_utils.py`` with ``use_dcp=False``.  ``LOCAL_STATE_DICT`` gives flat pieces of flattened
-parameters, whose shapes are stored nowhere; these are not put together.
+parameters, whose shapes are stored nowhere, and FSDP1 pickles ``ShardedTensor``, which accelerate itself refuses to
+load; these are not put together.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 _KIND = ".DTensor"
 _RANK = re.compile(r"_rank\d+\.bin\Z")
 _STEP = re.compile(r"state\..+\.step\Z")
+_FLAT = re.compile(r"(?:.*\.)?_?flat_param(?:_\d+)?\Z")
+
+FLAT = (
+    "the ranks' files hold pieces of FSDP's flat parameters (LOCAL_STATE_DICT), whose shapes are stored nowhere",
+    "load it in the training that wrote it, and save with SHARDED_STATE_DICT or FULL_STATE_DICT",
+)
+OF_FSDP1 = (
+    "the ranks' files hold FSDP1's pieces as ShardedTensor (use_dcp=False), which accelerate does not load either",
+    "torch.load(..., weights_only=False) on every rank that wrote it, and save with SHARDED_STATE_DICT in directories",
+)
 
 
 def assemble(view: View, framework: str) -> Iterator[Assembly]:
@@ -135,12 +146,23 @@ class RankFiles(Assembly):
         return part in self.parts and not _STEP.match(name) and (self.role is Role.MODEL_STATES or "state." in name)
 
     @property
+    def unplaced(self) -> tuple[str, str] | None:
+        """Why the pieces cannot be put together, and what to do then; None where they are."""
+        if self.placed or not self.readable:
+            return None
+        kinds = [(name, ref.kind) for _, content in self.readable for name, ref in content.tensors.items()]
+        sharded = any(kind.endswith(".ShardedTensor") and not _FLAT.match(name) for name, kind in kinds)
+        return OF_FSDP1 if sharded else FLAT
+
+    @property
     def left_out(self) -> Iterator[tuple[str, str]]:
         if not self.readable or self.view.checkpoint.is_file:
             return
         name = _RANK.sub("_rank*.bin", self.parts[0].path)
         if not self.placed:
-            yield "CK3", f"the pieces in {name}: their shapes and places are stored nowhere, they are not put together"
+            of_fsdp1 = "they are ShardedTensor objects of FSDP1, which are not put together"
+            flat = "their shapes and places are stored nowhere, they are not put together"
+            yield "CK3", f"the pieces in {name}: {of_fsdp1 if self.unplaced == OF_FSDP1 else flat}"
             return
         unplaced = sum(not ref.chunks and bool(ref.numel) for ref in self.tensors.values())
         if unplaced:

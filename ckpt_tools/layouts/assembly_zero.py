@@ -9,6 +9,7 @@ from ckpt_tools.layouts.assembly_zero_names import chosen
 from ckpt_tools.layouts.assembly_zero_ranks import ZeroAssembly
 from ckpt_tools.layouts.assembly_zero_tag import Tag
 from ckpt_tools.layouts.assembly_zero_universal import UniversalAssembly
+from ckpt_tools.model.checkpoint import Role
 
 if TYPE_CHECKING:
     from ckpt_tools.layouts.view import View
@@ -26,3 +27,21 @@ def assemble(view: View) -> list[Assembly]:
 def tag_of(view: View) -> Tag | None:
     """Return the tag that a checkpoint holds."""
     return next((each.tag for each in view.assemblies if isinstance(each, ZeroAssembly)), None)
+
+
+def reads_schedule(view: View) -> bool:
+    """Return whether the Trainer reads ``scheduler.pt``: with DeepSpeed only where that has no schedule of its own.
+
+    ``Trainer._load_optimizer_and_scheduler``; with FSDP it does as without either.
+    """
+    if view.elsewhere == "DeepSpeed":
+        first = tag.first if (tag := tag_of(view)) is not None else {}
+        return bool(first) and first.get("lr_scheduler") is None
+    return view.elsewhere in (None, "FSDP")
+
+
+def skipped(view: View) -> int:
+    """Return how many steps may have been skipped, as float16 does: DeepSpeed counts them, a scaler does not."""
+    if view.checkpoint.has(Role.SCALER):
+        return 1 << 63
+    return tag.skipped if (tag := tag_of(view)) is not None else 0

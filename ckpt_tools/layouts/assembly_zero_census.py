@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from ckpt_tools.layouts.assembly_zero_names import RankFile
 from ckpt_tools.layouts.assembly_zero_tag import MOST, Tag
-from ckpt_tools.model.values import as_mapping, whole
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import Value, as_mapping, whole
 
 _SETS = re.compile(r"ep_size_(\d+)\Z")
 _LAYER = re.compile(r"(\d+)\.")
@@ -60,8 +63,10 @@ class Census:
     def missing_models(self) -> list[tuple[int | None, int]]:
         """The ranks that have no model states."""
         present = {(file.dp, file.mp) for file, _ in self.tag.of("model")}
-        if self.tag.universal:
-            return [] if present else [(None, 0)]
+        if self.tag.universal:  # of stage 3 those of rank 0 are read by all
+            partitioned = any(dp is not None for dp, _ in present)
+            owner = 0 if partitioned else None
+            return [] if any(dp == owner for dp, _ in present) else [(owner, 0)]
         owners: list[int | None] = list(range(self.partitions)) if self.tag.stage == 3 else [None]
         wanted = ((dp, mp) for mp in range(self.slices) for dp in owners)
         return [rank for rank in islice(wanted, MOST) if rank not in present]
@@ -99,11 +104,42 @@ class Census:
         if not files or self.tag.universal:
             return []
         names = (name for mp in self.tag.parallel for group in self.tag.shapes(mp) for name in group)
-        wanted = {int(match[1]) for name in names if (match := _LAYER.match(name))}
-        if not wanted and self._trained > sum(len(self.tag.read(part) or {}) for _, part in self.tag.of("layer")):
-            wanted = set(range(min(max(layer or 0 for layer in files) + 1, MOST)))
+        wanted = {int(match[1]) for name in (*names, *self._buffers) if (match := _LAYER.match(name))}
+        held = sum(len(self.tag.read(part) or {}) for _, part in self.tag.of("layer"))
+        named = any(map(self.tag.shapes, self.tag.parallel))
+        if not named and self._trained > held and not self.copies:
+            wanted |= set(range(min(max(layer or 0 for layer in files) + 1, MOST)))
             return sorted(wanted - files) or [len(wanted)]
         return sorted(wanted - files)
+
+    @cached_property
+    def copies(self) -> bool:
+        """Whether the layers may lack no more than copies of a weight that stages share, by the shapes of the moments.
+
+        A layer that is used once more, with a function of its own, has no file.
+        """
+        stages = [Counter(_shapes(state)) for state in self.tag.models.values()]
+        layers = [as_mapping(self.tag.read(part)) or {} for _, part in self.tag.of("layer")]
+        held = Counter(ref.shape for layer in layers for ref in layer.values() if isinstance(ref, TensorRef))
+        surplus = sum(stages, Counter[tuple[int, ...]]()) - held
+        return bool(surplus) and all(
+            held[shape] and sum(map(bool, (s[shape] for s in stages))) > 1 for shape in surplus
+        )
+
+    @property
+    def _buffers(self) -> Iterator[str]:
+        """The names of the buffers, frozen layers' too, that the stages of a pipeline say they have."""
+        for state in self.tag.models.values():
+            said = state.get("buffer_names")
+            yield from (name for name in (said if isinstance(said, list | tuple) else ()) if isinstance(name, str))
+
+    @cached_property
+    def missing_slices(self) -> list[tuple[int, int]]:
+        """The layers that lack a tensor-parallel slice that others have, as ``(layer, slice)``."""
+        held = {(file.layer, file.mp) for file, _ in self.tag.of("layer") if file.layer is not None}
+        slices = sorted({mp for _, mp in held})
+        wanted = ((layer, mp) for layer in sorted({layer for layer, _ in held}) for mp in slices)
+        return [each for each in islice(wanted, MOST) if each not in held]
 
     @property
     def _trained(self) -> int:
@@ -130,13 +166,16 @@ class Census:
         return [each for each in islice(wanted, MOST) if each not in files]
 
     @cached_property
+    def expert_ranks(self) -> int:
+        """The number of expert-parallel ranks that have an optimizer of their own, 0 where there are none."""
+        ranks = {file.dp for file, _ in self.tag.of("expert-optimizer") if file.dp is not None}
+        return min(max([max(ranks) + 1, *self._sets()]), MOST) if ranks else 0
+
+    @cached_property
     def missing_expert_ranks(self) -> list[int]:
         """The expert-parallel ranks without an optimizer file, where there are such files."""
-        ranks = {file.dp for file, _ in self.tag.of("expert-optimizer") if file.dp is not None}
-        if not ranks:
-            return []
-        sets = min(max([max(ranks) + 1, *self._sets()]), MOST)
-        return [rank for rank in range(sets) if rank not in ranks]
+        ranks = {file.dp for file, _ in self.tag.of("expert-optimizer")}
+        return [rank for rank in range(self.expert_ranks) if rank not in ranks]
 
     def _sets(self) -> list[int]:
         found = []
@@ -148,14 +187,34 @@ class Census:
         return found
 
     @property
+    def lacking(self) -> tuple[object, ...]:
+        """What has no file, one entry for each."""
+        return (
+            *self.missing_partitions, *self.missing_models, *self.missing_layers, *self.missing_slices,
+            *self.missing_experts, *self.missing_expert_ranks,
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> list[str]:
+        """The files that are cut or empty."""
+        held = [part for file, part in self.tag.files if file.kind != "piece"]
+        return [part.path for part in held if not self.tag.intact(part)]
+
+    @property
     def complete(self) -> bool:
         """Whether no file is missing, and none is cut or empty."""
-        lacking = (
-            *self.missing_partitions, *self.missing_models, *self.missing_layers, *self.missing_experts,
-            *self.missing_expert_ranks,
-        )  # fmt: skip
-        held = [part for file, part in self.tag.files if file.kind != "piece"]
-        return not lacking and all(self.tag.intact(part) for part in held)
+        return not self.lacking and not self.cut
+
+
+def _shapes(model: Mapping[Any, Value]) -> Iterator[tuple[int, ...]]:
+    """Yield the shape of what an optimizer inside of model states trains, as far as it has moments."""
+    held = as_mapping(model.get("optimizer")) or {}
+    held = as_mapping(held.get("optimizer_state_dict")) or held
+    for entry in (as_mapping(held.get("state")) or {}).values():
+        refs = (ref for key, ref in (as_mapping(entry) or {}).items() if key != "step" and isinstance(ref, TensorRef))
+        first = next(refs, None)
+        if first is not None:
+            yield first.shape
 
 
 def numbers(values: list[int]) -> str:

@@ -25,6 +25,10 @@ _NAMES = (
     ("expert-optimizer", re.compile(r"expp_rank_(?P<dp>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt\Z")),
 )
 _PIECE = re.compile(r"(?P<folder>.*?)(?:/|\A)zero/(?P<name>[^/]+)/(?P<what>\w+)\.pt\Z")
+_CONVERTED = ("fp32", "exp_avg", "exp_avg_sq", "step")
+"""What a conversion to the universal format writes of a parameter, in no fixed order."""
+_EXTRACTED = re.compile(r"(?P<folder>.*?)(?:/|\A)tmp/[^/]+/\d+/(?:fp32|exp_avg|exp_avg_sq)\.\d+\Z")
+"""What it writes first, and removes at its end."""
 _TAG = re.compile(r"global_step\d+(?:_universal)?\Z")
 _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
@@ -75,7 +79,10 @@ def parse_all(paths: Iterable[str]) -> Iterator[RankFile]:
 def home(path: str) -> str | None:
     """Return the directory that ``path`` tells from any other as a tag; None where the file tells nothing."""
     found = parse(path)
-    return None if found is None or (found.kind == "piece" and found.prefix != "fp32") else found.folder
+    if found is None:
+        extracted = _EXTRACTED.match(path)
+        return extracted["folder"] if extracted else None
+    return None if found.kind == "piece" and found.prefix not in _CONVERTED else found.folder
 
 
 def is_tag(name: str) -> bool:

@@ -2,25 +2,43 @@
 
 Weights are the float32 masters that a resume goes on with, where all pieces of one are there, and else what the model
 states hold.  A name that several model-parallel ranks have is a slice of a tensor, and how it was sliced is written
-nowhere: it is then given for each rank, ``mp_rank_00.<name>``.  The layers of a pipeline are named by their number, as
-in DeepSpeed's own model (``2.weight``).  As ``deepspeed/utils/zero_to_fp32.py`` does it.
+nowhere: such weights are not put together, and their moments are told for each rank.  The layers of a pipeline are
+named by their number, as in DeepSpeed's own model (``2.weight``).  As ``deepspeed/utils/zero_to_fp32.py`` does it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from ckpt_tools.layouts.assembly import Assembly
 from ckpt_tools.layouts.assembly_zero_cut import Piece, Vector, named, over_ranks, tensor
-from ckpt_tools.layouts.assembly_zero_tag import MOST, Parameter, Shard, State, Tag, of_all_experts
+from ckpt_tools.layouts.assembly_zero_groups import state_of, tensors_in
+from ckpt_tools.layouts.assembly_zero_names import parse
+from ckpt_tools.layouts.assembly_zero_tag import MOST, Parameter, Shard, Tag, of_all_experts
+from ckpt_tools.model.checkpoint import Part
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping
 
 FRAMEWORK = "DeepSpeed"
 Tensors = dict[str, TensorRef]
+
+_FROZEN = "frozen_param_fragments."
+_LEARNT = re.compile(
+    rf"(?:\w*optimizer\w*\.)+(?:\w*fp32\w*|base_optimizer_state|state)\.|module\.|{re.escape(_FROZEN)}"
+)
+_WHOLE = ("layer", "expert", "piece")
+_TIED = "tied_modules."
+"""What the names of parameters begin with that several stages of a pipeline have a copy of."""
+_OF_RANK = re.compile(r"(mp_rank_\d+)\.")
+_UNPLACED = (
+    "each file holds the tensor-parallel slices of its rank, and how they were cut is not stored",
+    "deepspeed.checkpoint.ds_to_universal puts them together, where the training code tells it how",
+)
 
 
 class ZeroAssembly(Assembly):
@@ -45,17 +63,89 @@ class ZeroAssembly(Assembly):
         layers = len(self.tag.of("layer"))
         if layers:
             yield "pipeline", f"{layers:,} layers in files of their own"
+        if self.sliced:
+            holders = {match[1] for name in self._slices if (match := _OF_RANK.match(name))}
+            names = {_OF_RANK.sub("", name) for name in self._slices}
+            numbers = sum(ref.numel for ref in self._slices.values())
+            told = f"of {len(names):,} tensors on {len(holders):,} ranks"
+            yield "slices", f"{told}: {numbers:,} numbers, those of all ranks counted each time"
+        if any(shard.elastic for shard in self.tag.shards.values()):
+            yield "elastic", "its rates are not stored; a resume takes those that it is started with"
         experts = {(file.layer, file.expert) for file, _ in self.tag.of("expert")}
         if experts:
             yield "experts", f"{len(experts):,} in files of their own"
 
+    def learnt(self, part: Part, name: str) -> bool:
+        file = parse(part.path)
+        return file is not None and (file.kind in _WHOLE or _LEARNT.match(name) is not None)
+
+    def used(self, part: Part, name: str) -> int | None:
+        """The last slices of what is frozen end in memory that nobody wrote."""
+        file, own = parse(part.path), name.removeprefix(_FROZEN)
+        if own == name or file is None or file.dp is None:
+            return None
+        shapes = [group[own] for group in self.tag.shapes(file.mp, "frozen_param_shapes") if own in group]
+        numel, world = (prod(shapes[0]) if shapes else 0), len(self._ranks(file.mp))
+        share = -(-numel // world) if world else 0
+        return max(0, min(share, numel - file.dp * share)) if share else None
+
     @cached_property
     def weights(self) -> Mapping[str, TensorRef]:
-        return _joined({mp: self._weights(mp) for mp in self.tag.parallel} | {-1: self._layers()})
+        """Those of all ranks; none where a rank has no more than a slice of each."""
+        return {} if self.sliced else self._once_tied(dict(self._slices))
+
+    @cached_property
+    def _slices(self) -> Tensors:
+        """What the ranks have, of one name several times where they have a slice each."""
+        ranks = {mp: self._weights(mp) for mp in self.tag.parallel} | {-1: self._layers()}
+        return _joined(ranks, tied=bool(self.tag.of("layer")))
+
+    @cached_property
+    def sliced(self) -> bool:
+        """Whether several model-parallel ranks have a slice of the same tensors, not layers of their own."""
+        if self.tag.universal:
+            return False
+        layers = {file.mp for file, _ in self.tag.of("layer")}
+        names = Counter(name for mp in self.tag.parallel for name in self._names(mp))
+        tied = _TIED if layers else "\0"
+        return len(layers) > 1 or any(count > 1 and not name.startswith(tied) for name, count in names.items())
+
+    def _names(self, mp: int) -> set[str]:
+        """Return the names of what a model-parallel rank trains; where nothing is partitioned, of all that it has."""
+        trained = {name for group in self.tag.shapes(mp) for name in group}
+        return trained or set(tensors_in(self.tag.model(mp).get("module")))
+
+    @property
+    def unplaced(self) -> tuple[str, str] | None:
+        """Why the weights cannot be put together, and what does it; None where they can."""
+        return _UNPLACED if self.sliced else None
+
+    @property
+    def outline(self) -> Mapping[str, str]:
+        if not self.sliced:
+            return {}
+        return {_OF_RANK.sub(r"\1/", name): f"{ref.dtype} {list(ref.shape)}" for name, ref in self._slices.items()}
+
+    @property
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        if self.sliced:
+            yield "CK3", "the slices of mp_rank_*: how they were cut is stored nowhere, they are not put together"
+
+    def _once_tied(self, found: Tensors) -> Tensors:
+        """Give float32 weights that stages share the name of the one layer whose file has a copy of them."""
+        trained = {name for mp in self.tag.parallel for name in self._names(mp)}
+        copies = [name for name in self._layers() if name not in trained] if self.tag.of("layer") else []
+        ties = [name for name in found if name.startswith(_TIED)] if copies else []
+        for name in ties:
+            like = [copy for copy in copies if _is_copy(found[copy], found[name], name)]
+            others = [tie for tie in ties if tie != name and like and _is_copy(found[like[0]], found.get(tie), tie)]
+            if len(like) == 1 and not others:
+                found[like[0]] = named(found.pop(name), like[0])
+        return found
 
     def _weights(self, mp: int) -> Tensors:
         model = self.tag.model(mp)
-        found = {name: ref for name, ref in _tensors(model.get("module")).items() if ref.numel or self.tag.stage != 3}
+        found = {name: ref for name, ref in tensors_in(model.get("module")).items() if ref.numel or self.tag.stage != 3}
         found |= self._frozen(mp)
         for group in range(len(self.tag.shapes(mp))):
             for name, ref in self._group(mp, group, None).items():
@@ -73,7 +163,7 @@ class ZeroAssembly(Assembly):
         for file, part in (*self.tag.of("layer"), *self.tag.of("expert")):
             prefix = f"mp_rank_{file.mp:02d}." if file.kind == "layer" and slices > 1 else ""
             prefix += f"{file.layer}." if file.kind == "layer" else ""
-            for name, ref in _tensors(self.tag.read(part)).items():
+            for name, ref in tensors_in(self.tag.read(part)).items():
                 found[prefix + name] = named(ref, prefix + name)
         return found
 
@@ -83,7 +173,7 @@ class ZeroAssembly(Assembly):
             return {}
         ranks = self._ranks(mp)
         states = [self.tag.models.get((rank, mp)) for rank in ranks]
-        slices = [_tensors(state.get("frozen_param_fragments")) if state else {} for state in states]
+        slices = [tensors_in(state.get("frozen_param_fragments")) if state else {} for state in states]
         found = {}
         for group in self.tag.shapes(mp, "frozen_param_shapes"):
             for name, shape in group.items():
@@ -147,7 +237,7 @@ class ZeroAssembly(Assembly):
                 for group in range(len(self.tag.shapes(mp))):
                     for name, ref in self._group(mp, group, key).items():
                         found[f"state.{name}.{key}"] = named(ref, f"state.{name}.{key}")
-        joined = _joined(each, "state.")
+        joined = _joined(each, "state.", tied=bool(self.tag.of("layer")))
         return joined or self._unpartitioned
 
     @cached_property
@@ -172,75 +262,17 @@ class ZeroAssembly(Assembly):
 
     @cached_property
     def optimizer(self) -> Mapping[Any, Value] | None:
-        groups: list[Value] = []
-        state: dict[Value, Value] = {}
-        for mp in self.tag.parallel:
-            shard = next((self.tag.shards[rank] for rank in sorted(self.tag.shards, key=_first) if rank[1] == mp), None)
-            if shard is not None:
-                groups += self._named(mp, shard, state)
-        if groups:
-            return {"state": state, "param_groups": groups}
-        return self._plain()
-
-    def _named(self, mp: int, shard: Shard, state: dict[Value, Value]) -> Iterator[Value]:
-        """Yield the groups of a shard with the names of their parameters, and note their states without bytes."""
-        steps = [moments["step"] for moments in shard.moments if "step" in moments]
-        for place, shapes in enumerate(self.tag.shapes(mp)[: len(shard.groups)]):
-            sets, own = self.tag.experts(mp, place), list(shapes)
-            states = shard.moments if shard.stage == 3 else shard.moments[place : place + 1]
-            kinds = {key: ref.dtype for held in states for key, ref in _tensors(held).items() if key != "step"}
-            names: list[str] = []
-            for name in own:
-                shared = f"mp_rank_{mp:02d}.{name}" if name in self._repeated else name
-                entry = {key: TensorRef(shared, dtype, shapes[name], ()) for key, dtype in kinds.items()}
-                members = [of_all_experts(own, name, which) for which in range(sets)] if sets > 1 else [shared]
-                step = {"step": steps[min(place, len(steps) - 1)]} if steps else {}
-                state.update((member, {**step, **entry}) for member in members if step or entry)
-                names += members
-            yield {**shard.groups[place], "params": names}
-
-    @cached_property
-    def _repeated(self) -> frozenset[str]:
-        """The parameters that several model-parallel ranks have a slice of."""
-        seen = Counter(name for mp in self.tag.parallel for group in self.tag.shapes(mp) for name in group)
-        return frozenset(name for name, count in seen.items() if count > 1)
-
-    def _plain(self) -> Mapping[Any, Value] | None:
-        """Return the optimizer that is not partitioned; those of several pipeline stages as one, named by stage."""
-        kind = "expert-optimizer" if self.tag.of("expert-optimizer") else "model"
-        found: list[tuple[str, State]] = []
-        for file, part in self.tag.of(kind):
-            said = as_mapping((self.tag.read(part) or {}).get("optimizer")) or {}
-            states = (as_mapping(said.get("optimizer_state_dict")), said)
-            held = next((state for state in states if state and "param_groups" in state), None)
-            if held is not None and (kind == "model" or not found):
-                found.append((f"mp_rank_{file.mp:02d}.", held))
-        if len(found) < 2:
-            return found[0][1] if found else None
-        state: dict[Value, Value] = {}
-        groups: list[Value] = []
-        for prefix, held in found:
-            state |= {f"{prefix}{key}": entry for key, entry in (as_mapping(held.get("state")) or {}).items()}
-            own = held["param_groups"]
-            for group in own if isinstance(own, list | tuple) else ():
-                each = as_mapping(group) or {}
-                members = each.get("params")
-                numbers = members if isinstance(members, list | tuple) else ()
-                groups.append({**each, "params": [f"{prefix}{number}" for number in numbers]})
-        return {"state": state, "param_groups": groups}
+        return state_of(self.tag, sliced=self.sliced)
 
     @property
     def scheduler(self) -> Mapping[Any, Value] | None:
         return as_mapping(self.tag.first.get("lr_scheduler"))
 
 
-def _first(rank: tuple[int | None, int]) -> tuple[int, int]:
-    return rank[1], rank[0] or 0
-
-
-def _tensors(value: Value) -> Tensors:
-    mapping = as_mapping(value) or {}
-    return {name: ref for name, ref in mapping.items() if isinstance(name, str) and isinstance(ref, TensorRef)}
+def _is_copy(copy: TensorRef, ref: TensorRef | None, tied: str) -> bool:
+    """Whether a layer's tensor may be the copy of the parameter ``tied_modules.<key>.<name>``."""
+    rest = tied.removeprefix(_TIED).partition(".")[2]
+    return ref is not None and copy.shape == ref.shape and copy.fqn.partition(".")[2] == rest
 
 
 def _part(shard: Shard | None, group: int, key: str | None) -> TensorRef | None:
@@ -266,12 +298,15 @@ def _sliced(each: Parameter, vectors: Mapping[int, Vector], world: int, start: i
     return tensor(each.name, each.shape, pieces)
 
 
-def _joined(ranks: Mapping[int, Tensors], root: str = "") -> Tensors:
-    """Return the tensors of all model-parallel ranks; those of one name get that of their rank before it."""
+def _joined(ranks: Mapping[int, Tensors], root: str = "", *, tied: bool) -> Tensors:
+    """Return the tensors of all model-parallel ranks; those of one name get that of their rank before it.
+
+    In a pipeline those that are ``tied`` are copies of one.
+    """
     seen: dict[str, int] = {}
     for mp, tensors in ranks.items():
         for name in tensors if mp >= 0 else ():
-            seen[name] = seen.get(name, 0) + 1
+            seen[name] = seen.get(name, 0) + (0 if tied and name.startswith(f"{root}{_TIED}") else 1)
     found: Tensors = dict(ranks.get(-1, {}))
     for mp, tensors in ranks.items():
         for name, ref in tensors.items() if mp >= 0 else ():

@@ -223,6 +223,17 @@ class Tag:
         return max(sizes, key=lambda size: (sizes.count(size), size)) if sizes else None
 
     @property
+    def unfrozen(self) -> bool:
+        """Whether frozen parameters were left out: stages 2 and 3 write None in place of what there is of them."""
+        said = [state.get("frozen_param_shapes", 0) is None for state in self.models.values()]
+        return self.stage in (2, 3) and not self.universal and bool(said) and all(said)
+
+    @property
+    def skipped(self) -> int:
+        """How many steps float16 skipped, as the model states say it."""
+        return whole(self.first.get("skipped_steps")) or 0
+
+    @property
     def world_size(self) -> int | None:
         if self.data_parallel is None or not self.said:
             return self.data_parallel

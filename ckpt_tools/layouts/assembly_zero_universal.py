@@ -51,11 +51,9 @@ class UniversalAssembly(ZeroAssembly):
 
     @cached_property
     def weights(self) -> Mapping[str, TensorRef]:
-        found = dict(super().weights)
-        for name, what, ref in self._pieces():
-            if what == _WEIGHTS:
-                found[name] = named(ref, name)
-        return found
+        whole = {name: named(ref, name) for name, what, ref in self._pieces() if what == _WEIGHTS}
+        slices = {f"mp_rank_{mp:02d}.{name}" for mp in self.tag.parallel for name in whole}
+        return {name: ref for name, ref in super().weights.items() if name not in slices} | whole
 
     @cached_property
     def optimizer_tensors(self) -> Mapping[str, TensorRef]:

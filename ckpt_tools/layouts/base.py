@@ -14,15 +14,24 @@ from ckpt_tools.model.findings import HARMLESS, Impact
 
 if TYPE_CHECKING:
     from ckpt_tools.layouts.assembly import Assemble
+    from ckpt_tools.layouts.view import View
 
 _FIELDS = {
     "rank": r"(?P<rank>\d+)",
     "step": r"(?P<step>\d+)",
+    "epoch": r"(?P<epoch>\d+)",
     "shard": r"(?P<shard>\d+)",
     "shards": r"(?P<shards>\d+)",
     "adapter": r"(?P<adapter>[^/]+)",
     "number": r"(?P<number>\d+)",
 }
+
+_WORDS = ("step", "global_step", "iter", "ckpt", "checkpoint", "save")
+_ANY = (
+    re.compile(rf"(?:(?:{'|'.join(_WORDS)})[-_]?)?(?P<step>\d{{1,18}})\Z"),
+    re.compile(r"(?:epoch|ep)[-_]?(?P<epoch>\d{1,18})\Z"),
+)
+"""Names that people give to the checkpoints of a run where the framework leaves it to them."""
 
 SAFETENSORS = ("safetensors",)
 TORCH = ("torch-zip", "torch-legacy")
@@ -31,6 +40,11 @@ TEXT = ("text",)
 
 
 @cache
+def is_numbered(name: str) -> bool:
+    """Return whether a directory may be one of the checkpoints of a run, if what is in it says so too."""
+    return any(expression.match(name) for expression in _ANY)
+
+
 def compile_name(pattern: str) -> re.Pattern[str]:
     """Compile a name pattern: ``{rank}``, ``{step}``, ``{shard}`` ... are numbers, ``*`` is anything but ``/``."""
     pieces = re.split(r"(\{\w+\}|\*)", pattern)
@@ -84,8 +98,11 @@ class Tracker:
 
     ``target`` turns its text into the name of an entry beside it, None where the text makes no sense, and ``text``
     turns the name back.  ``followed`` says that the loader takes what it names and looks no further; ``without`` is
-    what it does where there is none, ``""`` where that is no loss.  Files called one of ``others`` stand in for it.
-    ``absolute`` trackers hold the whole path of what they name.
+    what it does where there is none, ``""`` where that is no loss, and ``dangling`` what it does where the one that is
+    named is not there.  Files called one of ``others`` stand in for it.  ``absolute`` trackers hold the whole path of
+    what they name; ``suffix`` is how the file ends that stands for it where it is several.  Where checkpoints are files
+    that are passed on by themselves, ``certain`` says by the contents of one whether what wrote it writes the tracker
+    too: its absence is told where several of them lie beside each other.
     """
 
     name: str
@@ -93,8 +110,11 @@ class Tracker:
     followed: bool = True
     text: Callable[[str], str] = str
     without: str = ""
+    dangling: str = "the trainer itself would stop"
     others: tuple[str, ...] = ()
     absolute: bool = False
+    suffix: str = ""
+    certain: Callable[[View], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,8 @@ class Layout:
     one of them has to be claimed by what is in it, and where they are ``loose``, each that is no mere number.
     ``single`` says that files beside each other may be checkpoints too, named as the parts are; ``collection`` that
     a directory which is claimed is no checkpoint but holds such files, several of which belong together where
-    ``group`` gives them the same name.  ``staging`` names the directories that hold a save in progress, ``tracker``
+    ``group`` gives them the same name; ``several`` names the directories in one that is named as a checkpoint, where
+    each of them is one.  ``staging`` names the directories that hold a save in progress, ``tracker``
     is the file of a run that says which checkpoint is the one.  ``order`` is the order of writing; the role that
     ``commit`` names is written last, so its absence means that a save did not end, and ``unfinished`` says what a
     loader does then.  ``overlay`` layouts only add to another one, ``guest`` layouts do so where another one claims
@@ -123,6 +144,7 @@ class Layout:
     single: bool = False
     collection: bool = False
     group: Callable[[str], str | None] | None = None
+    several: Callable[[Listing], tuple[str, ...]] | None = None
     staging: tuple[str, ...] = ()
     tracker: Tracker | None = None
     run_parts: tuple[PartPattern, ...] = ()
@@ -163,13 +185,19 @@ class Layout:
         """Return whether checkpoints of this layout have names like ``name`` in a run."""
         return any(expression.match(name) for expression in self._directories)
 
+    def counts_epochs(self, name: str) -> bool:
+        """Return whether the number in the name of a checkpoint is that of an epoch."""
+        found = self._match(name)
+        return found is not None and "epoch" in found.groupdict()
+
     def number(self, name: str) -> int | None:
-        """Return the number in the name of a checkpoint, None where it has none."""
-        for expression in self._directories:
-            match = expression.match(name)
-            if match:
-                return int(match.group(1)) if match.groups() else None
-        return None
+        """Return the number in the name of a checkpoint, whoever gave it the name; None where it has none."""
+        found = self._match(name)
+        return int(found.group(1)) if found is not None and found.groups() else None
+
+    def _match(self, name: str) -> re.Match[str] | None:
+        matches = (expression.match(name) for expression in (*self._directories, *_ANY))
+        return next((match for match in matches if match), None)
 
     @cached_property
     def _directories(self) -> tuple[re.Pattern[str], ...]:

@@ -2,11 +2,13 @@
 
 ``model_checkpointing/checkpoint_handler.py``: sharded saves are a DCP directory with the roots ``model`` and ``optim``,
 written over by each epoch; full ones are ``<model>-<epoch>.pt`` and ``optimizer-<model>-<epoch>.pt``.  A model's name
-with a slash in it makes a folder in the folder.  ``train_params.yaml`` is written when the training ends.
+with a slash in it makes a folder in the folder, which may hold several of one organisation.  ``train_params.yaml`` is
+written when the training ends.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -35,10 +37,20 @@ _FOLDERS = ("", "*/")
 _SAVED = re.compile(r"(?:[^/]+/)?(?:\.metadata|__\d+_\d+\.distcp|[^/]+-\d+\.pt)\Z")
 
 
+def _named(listing: Listing) -> bool:
+    return os.path.basename(os.path.abspath(listing.root)).startswith("fine-tuned-")
+
+
 def _probe(listing: Listing) -> bool:
     """A training that was killed has no parameters yet: then the name of the folder tells, and what is in it."""
-    named = posixpath.basename(listing.root.rstrip("/")).startswith("fine-tuned-")
-    return named and any(_SAVED.match(path) for path in listing.files)
+    return _named(listing) and any(_SAVED.match(path) for path in listing.files)
+
+
+def _models(listing: Listing) -> tuple[str, ...]:
+    """Return the folders in the folder of an organisation, where it holds several models."""
+    saved = [path for path in listing.files if _SAVED.match(path)]
+    models = {path.rpartition("/")[0] for path in saved} if _named(listing) else set()
+    return tuple(sorted(models)) if len(models) > 1 and "" not in models else ()
 
 
 LAYOUT = Layout(
@@ -47,6 +59,7 @@ LAYOUT = Layout(
     markers=("train_params.yaml", "*/train_params.yaml"),
     probe=_probe,
     directories=("fine-tuned-*",),
+    several=_models,
     parts=tuple(
         PartPattern(f"{folder}{name}", role, containers)
         for folder in _FOLDERS

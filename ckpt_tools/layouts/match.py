@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import islice
+from string import digits
 
 from ckpt_tools.core.errors import NothingFoundError, SourceError
 from ckpt_tools.core.listing import SIDECAR, Kind, Listing, scan
 from ckpt_tools.core.source import Meter
 from ckpt_tools.layouts import LAYOUTS, by_name, plain
-from ckpt_tools.layouts.base import Layout
-from ckpt_tools.layouts.claims import checkpoint_of, parts_of
-from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run, Stray
+from ckpt_tools.layouts.base import JSON, Layout, is_numbered
+from ckpt_tools.layouts.claims import Named, checkpoint_of, divided, parts_of
+from ckpt_tools.layouts.match_files import numbered, one_file, prefixed
+from ckpt_tools.model.checkpoint import Checkpoint, Role, Run, Stray
 
 _MEANT = re.compile(r"(?i)(tmp-)?checkpoint[-_].*\Z")
 _SEARCH = re.compile(r"run-[^/]+\Z")
 _COLLECTIONS = ("checkpoint", "checkpoints")
 _TRACKER = 1 << 16
+_DEPTH, _MOST = 3, 200
 _RESUMED = frozenset({Role.OPTIMIZER, Role.SCHEDULER, Role.RNG, Role.TRAINER_STATE})
-_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_BESIDE = frozenset({Role.CHUNKS, Role.MODEL_STATES, Role.OPTIMIZER_STATES})
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -31,18 +34,18 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     root = os.fspath(path)
     meter = Meter()
-    if not os.path.lexists(root) and (prefixed := _prefixed(root, meter)) is not None:
-        return prefixed
+    if not os.path.lexists(root) and (several := prefixed(root, meter)) is not None:
+        return several
     top = scan(root, depth=1, meter=meter)
     if not os.path.isdir(root):
-        return _file(root, top)
+        return one_file(root, top)
     run = _directories(root, top, meter)
     if run is not None:
         return run
     single = checkpoint_of(root, ".", scan(root, depth=4, meter=meter), None)
     if single is not None:
         return Run(root, single.layout, (single,), single.listing, single=True)
-    files = _numbered(root, top)
+    files = numbered(root, top)
     if files is not None:
         return files
     raise _unknown(root, top)
@@ -50,7 +53,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 def is_prefix(path: str) -> bool:
     """Return whether files beside each other are called ``path`` and an ending, as a checkpoint of TensorFlow is."""
-    return not os.path.lexists(path) and _prefixed(path, Meter()) is not None
+    return not os.path.lexists(path) and prefixed(path, Meter()) is not None
 
 
 def newer_siblings(run: Run) -> tuple[str, ...]:
@@ -72,6 +75,13 @@ def older_siblings(run: Run) -> tuple[str, ...]:
 def is_file(run: Run) -> bool:
     """Return whether the user named one file: nothing is known of what lies beside it."""
     return run.single and run.listing.root != run.root
+
+
+def is_piece(checkpoint: Checkpoint) -> bool:
+    """Return whether it is one file that others belong to."""
+    layout = by_name(checkpoint.layout)
+    whole = layout.single and layout.group is None and all(part.containers != JSON for part in checkpoint.parts)
+    return checkpoint.is_file and not whole
 
 
 def is_export(run: Run, checkpoint: Checkpoint) -> bool:
@@ -116,6 +126,22 @@ def beside(run: Run, checkpoint: Checkpoint) -> Iterator[tuple[str, Listing]]:
                 yield name, scan(os.path.join(parent, name), depth=1)
 
 
+def holder(path: str) -> Checkpoint | None:
+    """Return the checkpoint around ``path`` of which that is a part, and which holds other parts that a resume reads.
+
+    So a tag of DeepSpeed in a checkpoint of the Trainer; None for a checkpoint in a run, and for the only file.
+    """
+    parent, name = os.path.split(os.path.realpath(path))
+    top = scan(parent, depth=1)
+    if not name or not any(each.claims(top) for each in LAYOUTS if each is not plain.LAYOUT and not each.overlay):
+        return None
+    run = open_run(parent)
+    own = run.checkpoints[0]
+    inner = [part for part in own.parts if part.path == name or part.path.startswith(f"{name}/")]
+    others = {part.role for part in own.parts if part not in inner}
+    return own if run.single and inner and others & {*_RESUMED, *_BESIDE} else None
+
+
 def weights_only(run: Run, checkpoint: Checkpoint) -> bool:
     """Return whether neither this checkpoint nor one beside it has a file that only a resume reads."""
     if checkpoint.has(*_RESUMED):
@@ -129,6 +155,12 @@ def has_role(listing: Listing, layout: str, *roles: Role) -> bool:
     return any(pattern.match(path) for pattern in patterns for path in listing.files)
 
 
+def others_have(run: Run, checkpoint: Checkpoint, role: Role) -> str | None:
+    """Return the name of a checkpoint of the same training that has a file with ``role``; a few are looked at."""
+    few = islice(beside(run, checkpoint), 16)
+    return next((name for name, listing in few if has_role(listing, checkpoint.layout, role)), None)
+
+
 def open_stray(run: Run, stray: Stray) -> Checkpoint | None:
     """Return a directory that is no checkpoint by its name as the checkpoint that it may hold."""
     location = os.path.join(run.root, stray.path)
@@ -139,10 +171,9 @@ def open_stray(run: Run, stray: Stray) -> Checkpoint | None:
 
 def _siblings(run: Run) -> list[tuple[str, int]]:
     layout = by_name(run.layout)
-    if not layout.directories:
-        return []
     parent = scan(os.path.dirname(os.path.abspath(run.root)), depth=1)
-    names = [name for name in parent.names() if parent.files[name].kind is Kind.DIRECTORY]
+    own = layout.names(os.path.basename(os.path.abspath(run.root)))
+    names = [name for name in _folders(parent) if layout.names(name) is own]
     found = [(name, number) for name in names if (number := layout.number(name)) is not None]
     return sorted(found, key=lambda pair: pair[1])
 
@@ -153,9 +184,6 @@ _LOOKED_FOR = (
     "*.pt, *.pth, *.ckpt, *.tar, *.index, *.msgpack, *.keras, *.h5"
 )
 
-Named = tuple[Layout, str, int | None]
-"""``(layout, path, number in the name)`` of a directory that has the name of a checkpoint."""
-
 
 def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
     """Return the run whose checkpoints are directories of ``root``, None when there are none."""
@@ -164,8 +192,10 @@ def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
         if entry.kind is Kind.DIRECTORY and (name in _COLLECTIONS or _SEARCH.match(name)):
             inner = scan(os.path.join(root, name), depth=1, meter=meter)
             found += _named(os.path.join(root, name), inner, f"{name}/")
-    if found and all(layout.guest for layout, _, _ in found) and _hosts(top):
+    found = divided(root, found, meter)
+    if found and all(layout.guest for layout, _, _ in found) and _hosts(top, len(found)):
         return None
+    found = found or list(_numbered_only(root, top))
     if not found:
         return None
     layout = found[0][0]
@@ -175,6 +205,8 @@ def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
         made = checkpoint_of(os.path.join(root, path), path, listing, step, named)
         if made is not None:
             checkpoints.append(made)
+    if checkpoints and all(layout.name not in checkpoint.layouts for checkpoint in checkpoints):
+        layout = by_name(checkpoints[0].layout)  # the name of a directory is not all
     export = _export(root, meter, {path.split("/", 1)[0] for _, path, _ in found})
     checkpoints.sort(key=lambda checkpoint: (os.path.dirname(checkpoint.path), checkpoint.step or 0, checkpoint.path))
     strays = tuple(_strays(top, {path for _, path, _ in found}))
@@ -183,15 +215,15 @@ def _directories(root: str, top: Listing, meter: Meter) -> Run | None:
     return Run(root, layout.name, (*checkpoints, *export), top, parts, strays)
 
 
-def _hosts(top: Listing) -> bool:
-    """Return whether a directory is a checkpoint in itself, which may hold directories of a guest's."""
+def _hosts(top: Listing, guests: int) -> bool:
+    """Return whether a directory is a checkpoint in itself, which may hold a guest's; a mere model holds no several."""
     shallow = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and not layout.overlay and not layout.guest]
-    return any(layout.claims(top) for layout in shallow)
+    return any(layout.claims(top) for layout in shallow if guests == 1 or layout.name != "hf-model")
 
 
 def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
     """Yield the directories that are named like checkpoints, and what the file says that tells the one to resume."""
-    names = [name for name in listing.names() if listing.files[name].kind is Kind.DIRECTORY]
+    names = _folders(listing)
     taken: set[str] = set()
     for layout in LAYOUTS:
         mine = [name for name in names if name not in taken and layout.names(name)]
@@ -199,10 +231,37 @@ def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
             mine = [name for name in mine if name.isdigit() or _claimed(layout, root, name)]
         target = _tracked(layout, listing)
         if target is not None and target in names and target not in {*taken, *mine} and _claimed(layout, root, target):
-            mine.append(target)
+            others = [name for name in names if is_numbered(name) and name not in {*taken, *mine, target}]
+            mine += [target, *(name for name in others if _claimed(layout, root, name))]
         if mine and (layout.telling or any(_claimed(layout, root, name) for name in reversed(mine))):
             taken.update(mine)
             yield from ((layout, prefix + name, layout.number(name)) for name in mine)
+
+
+def _numbered_only(root: str, top: Listing) -> Iterator[Named]:
+    """Yield directories with a number for a name, or little more, that are checkpoints by what is in them.
+
+    Those beside them that are called alike count too: a save that died early left nothing that tells.
+    """
+    if any(layout.claims(top) for layout in LAYOUTS if layout is not plain.LAYOUT):
+        return
+    found: dict[str, Layout | None] = {}
+    for name in filter(is_numbered, _folders(top)):
+        made = checkpoint_of(os.path.join(root, name), name, scan(os.path.join(root, name), depth=4), None)
+        found[name] = by_name(made.layout) if made is not None else None
+    told = {name: layout for name, layout in found.items() if layout is not None}
+    whole = [layout for layout in told.values() if layout.name != "hf-model"] or [*told.values()]
+    prefixes = {name.rstrip(digits) for name, layout in told.items() if layout is whole[0]}
+    for name in found:
+        layout = told.get(name)
+        if name.rstrip(digits) in prefixes and (layout is None or layout.name == "hf-model"):
+            layout = whole[0]
+        if layout is not None:
+            yield layout, name, layout.number(name)
+
+
+def _folders(listing: Listing) -> list[str]:
+    return [name for name in listing.names() if listing.files[name].kind is Kind.DIRECTORY]
 
 
 def _claimed(layout: Layout, root: str, name: str) -> bool:
@@ -254,126 +313,30 @@ def _strays(top: Listing, found: set[str]) -> Iterator[Stray]:
             yield Stray(name, "name", entry)
 
 
-def _file(root: str, listing: Listing) -> Run:
-    (name,) = listing.files
-    if not listing.files[name].is_file:
-        raise NothingFoundError(f"{root}: is a {listing.files[name].kind}, not a file or directory")
-    part: Part | None = None
-    for layout in LAYOUTS:
-        part = next(parts_of(listing, [layout]), None) if not layout.collection or layout.gathers(listing) else None
-        if part is not None:
-            break
-    if part is None:
-        part = _of_home(root, name) or Part(name, Role.COMBINED, plain.LAYOUT.name, (), listing.files[name])
-    of_ranks = (Role.CHUNKS, Role.METADATA, Role.MODEL_STATES, Role.OPTIMIZER_STATES)
-    numbered = part.rank is None and part.role not in of_ranks
-    step = _step(by_name(part.layout), name) if numbered else None
-    checkpoint = Checkpoint(".", listing, (part.layout,), (part,), (), step, is_file=True)
-    return Run(root, part.layout, (checkpoint,), listing, single=True)
-
-
-def _of_home(root: str, name: str) -> Part | None:
-    """Return what a file whose name says nothing is in the checkpoint that it lies in, a directory or two above."""
-    pieces = os.path.abspath(root).split(os.sep)
-    for up in (2, 3):
-        home, path = os.sep.join(pieces[:-up]), "/".join(pieces[-up:])
-        listing = scan(home, depth=up) if home else None
-        if listing is None or path not in listing.files:
-            continue
-        own = Listing(home, {path: listing.files[path]}, {})
-        claims = [layout for layout in LAYOUTS if layout is not plain.LAYOUT and layout.claims(listing)]
-        part = next(parts_of(own, claims), None)
-        if part is not None:
-            return replace(part, path=name)
-    return None
-
-
-def _numbered(root: str, top: Listing) -> Run | None:
-    """Return the run whose checkpoints are files directly in ``root``."""
-    layouts = [layout for layout in LAYOUTS if layout.gathers(top)]
-    groups: dict[tuple[str, str], Listing] = {}
-    together = set()
-    for name in top.names():
-        listing = Listing(top.root, {name: top.files[name]}, {}, top.meter)
-        layout = _gatherer(layouts, name, listing)
-        if layout is None:
-            continue
-        prefix = layout.group(name) if layout.group is not None else None
-        key = (layout.name, prefix or name)
-        if prefix is not None:
-            together.add(key)
-        groups[key] = (
-            Listing(top.root, {**groups[key].files, **listing.files}, {}, top.meter) if key in groups else listing
-        )
-    if not groups:
-        return None
-    checkpoints = [_of_files(key, listing, key in together) for key, listing in groups.items()]
-    checkpoints.sort(key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.path))
-    first = next(layout for layout in LAYOUTS if any(layout.name == each.layout for each in checkpoints))
-    return Run(root, first.name, tuple(checkpoints), top, tuple(parts_of(top, [first], run_level=True)))
-
-
-def _prefixed(root: str, meter: Meter) -> Run | None:
-    """Return the checkpoint whose files begin with ``root``, as TensorFlow names one."""
-    home, name = os.path.split(root)
-    if not name or not os.path.isdir(home or "."):
-        return None
-    top = scan(home or ".", depth=1, meter=meter)
-    for layout in LAYOUTS:
-        if layout.group is None:
-            continue
-        files = {path: top.files[path] for path in top.names() if layout.group(path) == name}
-        if files:
-            listing = Listing(top.root, files, {}, meter)
-            made = replace(_of_files((layout.name, name), listing, together=True), path=".")
-            return Run(root, layout.name, (made,), listing, single=True)
-    return None
-
-
-def _gatherer(layouts: list[Layout], name: str, listing: Listing) -> Layout | None:
-    """Return the layout that takes a file for a checkpoint or part of one."""
-    if name.startswith(".") or listing.files[name].kind is Kind.DIRECTORY:
-        return None
-    for layout in layouts:
-        part = next(parts_of(listing, [layout]), None)
-        if part is not None:
-            return None if part.role is Role.TEMPORARY else layout
-    return None
-
-
-def _of_files(key: tuple[str, str], listing: Listing, together: bool) -> Checkpoint:
-    layout, name = by_name(key[0]), key[1]
-    parts, step = tuple(parts_of(listing, [layout])), _step(layout, name)
-    return Checkpoint(name, listing, (layout.name,), parts, (), step, is_file=not together, together=together)
-
-
-def _step(layout: Layout, name: str) -> int | None:
-    """Return the step in the name of a file, where the layout says which of its numbers that is."""
-    return layout.number(name) if layout.single and layout.names(name) else _number(name)
-
-
-def _number(name: str) -> int | None:
-    """Return the last number of a file name such as ``epoch_12.pt``; ``-00001-of-00003`` is no step."""
-    stem = name.split(".", 1)[0]
-    match = _NUMBER.search(stem)
-    return int(match.group(1)) if match and "-of-" not in stem and len(match.group(1)) < 19 else None
-
-
 def _unknown(root: str, top: Listing) -> NothingFoundError:
-    directories = [name for name, entry in top.files.items() if entry.kind is Kind.DIRECTORY and name != SIDECAR]
-    below = [name for name in directories if _holds_some(os.path.join(root, name))]
+    below = list(_below(root, top))
     if below:
         many = f"{len(below):,} of its directories hold" if len(below) > 1 else "one of its directories holds"
-        first = os.path.join(root, below[0])
-        return NothingFoundError(f"{root}: no checkpoint here, but {many} some", hint=f"try `{first}`")
+        return NothingFoundError(f"{root}: no checkpoint here, but {many} some", hint=f"try `{below[0]}`")
     others = "1 other entry" if len(top.files) == 1 else f"{len(top.files):,} other entries"
     found = others if top.files else "nothing at all"
     return NothingFoundError(f"{root}: no checkpoint found", hint=f"looked for {_LOOKED_FOR}; found {found}")
 
 
+def _below(root: str, top: Listing) -> Iterator[str]:
+    """Yield the directories that hold checkpoints, of those that lie least deep; a disk full of others is not read."""
+    level = [os.path.join(root, name) for name in _folders(top) if name != SIDECAR]
+    for _ in range(_DEPTH):
+        found = [path for path in level[:_MOST] if _holds_some(path)]
+        if found:
+            yield from found
+            return
+        level = [os.path.join(path, name) for path in level[:_MOST] for name in _folders(scan(path, depth=1))]
+
+
 def _holds_some(root: str) -> bool:
     inner = scan(root, depth=1)
-    if any(_named(root, inner, "")):
+    if any(_named(root, inner, "")) or any(_numbered_only(root, inner)):
         return True
     known = [layout for layout in LAYOUTS if layout is not plain.LAYOUT]
     return any(layout.claims(inner) or (layout.gathers(inner) and any(parts_of(inner, [layout]))) for layout in known)

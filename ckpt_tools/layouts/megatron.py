@@ -99,6 +99,7 @@ LEGACY = Layout(
         PartPattern("mp_rank_*/model_optim_rng.pt", Role.MODEL_STATES, TORCH),
         PartPattern("mp_rank_*/model_rng.pt", Role.MODEL_STATES, TORCH),
         PartPattern("mp_rank_*/distrib_optim.pt", Role.OPTIMIZER_STATES, TORCH),
+        PartPattern("mp_rank_*/optim.pt", Role.OPTIMIZER_STATES, TORCH),
         PartPattern("mp_rank_*/layer_wise_optimizer_{number}.pt", Role.OPTIMIZER_STATES, TORCH),
     ),
     slots=(
@@ -109,4 +110,5 @@ LEGACY = Layout(
         Role.MODEL_STATES: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL),
         Role.OPTIMIZER_STATES: Need(missing=BREAKS_RESUME, damaged=BREAKS_RESUME),
     },
+    assemble=assembly_megatron.legacy,
 )

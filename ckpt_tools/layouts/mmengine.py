@@ -6,6 +6,8 @@ follows the path as it stands (``find_latest_checkpoint``).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.layouts.base import (
     TEXT,
@@ -20,13 +22,23 @@ from ckpt_tools.layouts.base import (
 )
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import BREAKS_ALL
+from ckpt_tools.model.values import as_mapping
 
-_NAMES = ("epoch_{step}.pth", "iter_{step}.pth", "best_*_epoch_{step}.pth", "best_*_iter_{step}.pth")
+if TYPE_CHECKING:
+    from ckpt_tools.layouts.view import View
+
+_NAMES = ("epoch_{epoch}.pth", "iter_{step}.pth", "best_*_epoch_{epoch}.pth", "best_*_iter_{step}.pth")
 
 
 def _probe(listing: Listing) -> bool:
     names = [compile_name(name) for name in _NAMES[:2]]
     return "last_checkpoint" in listing.files and any(name.match(path) for name in names for path in listing.names())
+
+
+def _certain(view: View) -> bool:
+    """What MMEngine's hook saved; with ``out_dir`` it names them from another directory, that of the logs."""
+    meta = as_mapping((view.mapping(Role.COMBINED) or {}).get("meta")) or {}
+    return "mmengine_version" in meta and "out_dir" not in str(meta.get("cfg"))
 
 
 LAYOUT = Layout(
@@ -41,6 +53,7 @@ LAYOUT = Layout(
         lambda text: text.strip().rpartition("/")[2] or None,
         without="mmengine then trains from the beginning",
         absolute=True,
+        certain=_certain,
     ),
     parts=tuple(PartPattern(name, Role.COMBINED, TORCH) for name in _NAMES),
     run_parts=(PartPattern("last_checkpoint", Role.POINTER, TEXT),),

@@ -7,6 +7,7 @@ the save: neither says anything of a local directory that has its final name.
 
 from __future__ import annotations
 
+from ckpt_tools.layouts.assembly_orbax import assemble
 from ckpt_tools.layouts.base import JSON, TEXT, Layout, Need, PartPattern
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import BREAKS_ALL
@@ -50,4 +51,5 @@ LAYOUT = Layout(
         Role.METADATA: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL),
         Role.CHUNKS: Need(missing=BREAKS_ALL, damaged=BREAKS_ALL),
     },
+    assemble=assemble,
 )

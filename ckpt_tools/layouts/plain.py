@@ -13,14 +13,14 @@ from ckpt_tools.model.values import Value, as_mapping
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pth.tar", ".tar", ".bin", ".pkl")
 
-WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "net", "module", "ema")
+WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "net", "module", "ema", "params")
 OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optim")
 SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "lr_scheduler_state_dict", "scheduler_state_dict")
 OPTIMIZERS = (*OPTIMIZER_KEYS, "optimizer_states")
 SCHEDULERS = (*SCHEDULER_KEYS, "lr_schedulers")
 """The same, with the lists of several that Lightning writes."""
 
-STEP_KEYS = ("global_step", "step", "iteration", "iter", "num_updates", "steps")
+STEP_KEYS = ("global_step", "step", "iteration", "iter", "num_updates", "steps", "steps_run")
 EPOCH_KEYS = ("epoch",)
 
 

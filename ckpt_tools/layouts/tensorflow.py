@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from ckpt_tools.core.listing import Listing
-from ckpt_tools.layouts.assembly_bundle import assemble, stem
+from ckpt_tools.layouts.assembly_bundle import assemble, saved_with_tracker, stem
 from ckpt_tools.layouts.base import TEXT, Layout, Need, PartPattern, Tracker
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.findings import BREAKS_ALL
@@ -20,7 +20,7 @@ _NAMED = re.compile(r'^model_checkpoint_path:\s*"([^"\n]+)"', re.MULTILINE)
 
 def _target(text: str) -> str | None:
     match = _NAMED.search(text)
-    return f"{match.group(1).rpartition('/')[2]}.index" if match else None
+    return match.group(1).rpartition("/")[2] or None if match else None
 
 
 def _text(name: str) -> str:
@@ -42,7 +42,15 @@ LAYOUT = Layout(
     collection=True,
     group=stem,
     staging=("*_temp", "*.tempstate*", "checkpoint.tmp*"),
-    tracker=Tracker("checkpoint", _target, text=_text),
+    tracker=Tracker(
+        "checkpoint",
+        _target,
+        text=_text,
+        without="tf.train.latest_checkpoint then gives None, and a training that asks it starts from scratch",
+        dangling="tf.train.latest_checkpoint gives None, and a training that asks it starts from scratch",
+        suffix=".index",
+        certain=saved_with_tracker,
+    ),
     parts=(
         PartPattern("*.index", Role.METADATA, ("tensor-bundle",)),
         PartPattern("*.data-{shard}-of-{shards}", Role.CHUNKS, ("raw",)),

@@ -13,8 +13,8 @@ from ckpt_tools.model.findings import BREAKS_ALL
 LAYOUT = Layout(
     name="timm",
     title="timm",
-    markers=("last.pth.tar", "tmp.pth.tar", "recovery-{step}-{number}.pth.tar"),
-    directories=("checkpoint-{step}.pth.tar", "recovery-{step}-{number}.pth.tar"),
+    markers=("last.pth.tar", "tmp.pth.tar", "recovery-{epoch}-{number}.pth.tar"),
+    directories=("checkpoint-{epoch}.pth.tar", "recovery-{epoch}-{number}.pth.tar"),
     single=True,
     collection=True,
     staging=("tmp.pth.tar", "recovery_tmp.pth.tar"),

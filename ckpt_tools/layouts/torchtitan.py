@@ -6,6 +6,8 @@ save in the format of Hugging Face: torchtitan passes unfinished ones over by it
 
 from __future__ import annotations
 
+import os
+
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.layouts.assembly_dcp import assemble
 from ckpt_tools.layouts.base import JSON, SAFETENSORS, Layout, Need, PartPattern, compile_name
@@ -18,7 +20,7 @@ _CHUNK = compile_name("__{rank}_{number}.distcp")
 
 def _probe(listing: Listing) -> bool:
     """The files are those of any DCP directory: the name of the directory tells."""
-    if not _OWN_NAME.match(listing.root.rstrip("/").rpartition("/")[2]):
+    if not _OWN_NAME.match(os.path.basename(os.path.abspath(listing.root))):
         return False
     return ".metadata" in listing.files or any(_CHUNK.match(name) for name in listing.files)
 

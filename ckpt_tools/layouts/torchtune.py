@@ -15,7 +15,7 @@ LAYOUT = Layout(
     name="torchtune",
     title="torchtune",
     markers=("recipe_state.pt",),
-    directories=("epoch_{number}", "step_{step}"),
+    directories=("epoch_{epoch}", "step_{step}"),
     parts=(
         PartPattern("model-{shard}-of-{shards}.safetensors", Role.WEIGHTS, SAFETENSORS),
         PartPattern("model-{shard}-of-{shards}.bin", Role.WEIGHTS, TORCH),

@@ -6,9 +6,10 @@ problems are reported by rules that look at the part itself.
 
 from __future__ import annotations
 
+import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from ckpt_tools.core.errors import SourceError
 from ckpt_tools.core.listing import SIDECAR, Kind, Listing
 from ckpt_tools.core.source import Source
 from ckpt_tools.layouts import by_name, plain
+from ckpt_tools.layouts.assembly import beside
 from ckpt_tools.layouts.base import Need
+from ckpt_tools.model import scalars
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Slot
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, Value, as_mapping, lookup
@@ -28,21 +31,6 @@ if TYPE_CHECKING:
     from ckpt_tools.layouts.assembly import Assembly
     from ckpt_tools.model.manifest import Seal
     from ckpt_tools.model.summaries import DataSummary
-
-_SCALARS = {
-    "float32": "f",
-    "float64": "d",
-    "float16": "e",
-    "int8": "b",
-    "uint8": "B",
-    "int16": "h",
-    "uint16": "H",
-    "int32": "i",
-    "uint32": "I",
-    "int64": "q",
-    "uint64": "Q",
-    "bool": "?",
-}
 
 MAX_SCALARS = 2048
 """So many 0-dim tensors are read from one file at the most; the rest of a larger set is sampled evenly."""
@@ -93,16 +81,12 @@ class View:
 
     def _assembled(self, part: Part) -> Content | None:
         """Return what an assembly knows of a file that does not say by itself what it holds."""
-        if part.role is not Role.CHUNKS or not part.stat.is_file:
-            return None
-        try:
-            found = (assembly.content(part, everything=self.everything) for assembly in self.assemblies)
-            return next((content for content in found if content is not None), None)
-        except SourceError as error:
-            self.errors[part.path] = error
-        except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
-            self.crashes[part.path] = error
-        return None
+        content: Content | None = None
+        if part.role is Role.CHUNKS and part.stat.is_file:
+            with self._guarded(part.path):
+                found = (assembly.content(part, everything=self.everything) for assembly in self.assemblies)
+                content = next((each for each in found if each is not None), None)
+        return content
 
     @cached_property
     def assemblies(self) -> tuple[Assembly, ...]:
@@ -111,25 +95,26 @@ class View:
         for name in self.checkpoint.layouts:
             assemble = by_name(name).assemble
             if assemble is not None:
-                try:
+                with self._guarded():
                     found += assemble(self)
-                except SourceError as error:
-                    self.errors[error.path] = error
-                except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
-                    self.crashes[""] = error
         return tuple(found)
 
     def _read(self, part: Part) -> Content | None:
-        if not part.stat.is_file:
-            return None
+        content: Content | None = None
+        if part.stat.is_file:
+            with self._guarded(part.path), self.listing.open(part.path) as source:
+                content = reader.open(source, part.containers)
+        return content
+
+    @contextmanager
+    def _guarded(self, path: str = "") -> Iterator[None]:
+        """Note what keeps a file from being read, or what keeps the files from being put together."""
         try:
-            with self.listing.open(part.path) as source:
-                return reader.open(source, part.containers)
+            yield
         except SourceError as error:
-            self.errors[part.path] = error
+            self.errors[path or error.path] = error
         except Exception as error:  # noqa: BLE001 - a fault of ours, which the engine reports as CK001
-            self.crashes[part.path] = error
-        return None
+            self.crashes[path] = error
 
     def need(self, role: Role) -> Need:
         """Return what the first of the checkpoint's layouts that knows ``role`` says it is needed for."""
@@ -210,7 +195,13 @@ class View:
             content = self.content(part)
             if content is not None:
                 found.update(content.tensors)
-        return found or self._merged("weights") or self._combined_weights
+        return found or self._in_pieces or self._combined_weights
+
+    @property
+    def _in_pieces(self) -> Mapping[str, TensorRef]:
+        """The weights that assemblies know; what an adapter's own file has is that one's, and no weight once more."""
+        weights = self._merged("weights")
+        return beside(weights, self.adapters()) if weights and self.checkpoint.has(Role.ADAPTER) else weights
 
     def _merged(self, what: str) -> Mapping[str, TensorRef]:
         """Return the tensors of all assemblies; most often one of them has any."""
@@ -228,9 +219,7 @@ class View:
         if content is None:
             return {}
         for key in plain.WEIGHTS_KEYS:
-            inside = {
-                name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
-            }
+            inside = _below(content.tensors, key)
             if inside and as_mapping((as_mapping(content.value) or {}).get(key)) is not None:
                 return inside
         return content.tensors if self.optimizer is None else {}
@@ -255,12 +244,11 @@ class View:
         if content is None:
             return self._merged("optimizer_tensors")
         for key in (*plain.OPTIMIZER_KEYS, "optimizer_states.0"):
-            inside = {
-                name.removeprefix(f"{key}."): ref for name, ref in content.tensors.items() if name.startswith(f"{key}.")
-            }
+            inside = _below(content.tensors, key)
             if inside:
                 return inside
-        return self._merged("optimizer_tensors")
+        of_optax = {name: ref for name, ref in content.tensors.items() if name.startswith("opt_state.")}
+        return of_optax or self._merged("optimizer_tensors")
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -299,19 +287,11 @@ class View:
 
     def scalar(self, ref: TensorRef) -> float | int | bool | None:
         """Return the one element of ``ref``, None where it is no single number or its bytes are not there."""
-        if ref.numel != 1 or len(ref.chunks) != 1 or ref.dtype not in (*_SCALARS, "bfloat16"):
+        if ref.numel != 1 or len(ref.chunks) != 1 or not scalars.known(ref.dtype):
             return None
         chunk = ref.chunks[0]
-        source = self._opened(chunk.extent.path)
-        order = "<" if chunk.byteorder == "little" else ">"
-        data = source.read(chunk.extent.offset, chunk.extent.length)
-        if ref.dtype == "bfloat16":
-            data = b"\0\0" + data if order == "<" else data + b"\0\0"
-        form = f"{order}{_SCALARS.get(ref.dtype, 'f')}"
-        if len(data) != struct.calcsize(form):
-            return None
-        number: float | int | bool = struct.unpack(form, data)[0]
-        return number
+        data = self._opened(chunk.extent.path).read(chunk.extent.offset, chunk.extent.length)
+        return scalars.decoded(data, ref.dtype, chunk.byteorder)
 
     def _opened(self, path: str) -> Source:
         if self._source is None or self._source.name != path:
@@ -344,9 +324,11 @@ class View:
 
     @cached_property
     def step(self) -> int | None:
-        """The step that the checkpoint itself states, its directory's number when it states none."""
+        """The step that the checkpoint itself states, its name's number when it states none and that is no epoch."""
         stated = self.number("step")
-        return int(stated) if stated is not None and isfinite(stated) else self.checkpoint.step
+        if stated is not None and isfinite(stated):
+            return int(stated)
+        return None if counts_epochs(self.checkpoint) else self.checkpoint.step
 
     @cached_property
     def elsewhere(self) -> str | None:
@@ -373,6 +355,20 @@ class View:
         present = [place for place, role in enumerate(layout.order) if self.checkpoint.has(role)]
         rest = frozenset(layout.order[max(present, default=-1) + 1 :])
         return rest if layout.commit in rest else frozenset()
+
+
+def _below(tensors: Mapping[str, TensorRef], key: str) -> dict[str, TensorRef]:
+    """Return the tensors inside ``key`` by the rest of their names."""
+    prefix = f"{key}."
+    return {name.removeprefix(prefix): ref for name, ref in tensors.items() if name.startswith(prefix)}
+
+
+def counts_epochs(checkpoint: Checkpoint) -> bool:
+    """Return whether the number that tells a checkpoint from others of its run is that of an epoch."""
+    place = checkpoint.path if checkpoint.path != "." else os.path.abspath(checkpoint.listing.root)
+    if checkpoint.is_file and checkpoint.path == ".":
+        place = next(iter(checkpoint.listing.files), "")
+    return by_name(checkpoint.layout).counts_epochs(os.path.basename(place))
 
 
 def _is_number(value: Value) -> bool:

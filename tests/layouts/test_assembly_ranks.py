@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ckpt_tools
+from ckpt_tools.core.errors import CkptError
 from ckpt_tools.layouts.assembly import Assembly, unpack
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
@@ -181,3 +182,37 @@ def test_fsdp_over_tensor_parallelism_and_over_replicas(mesh: tuple[int, int], t
         found, held = put_together(tmp_path / way)
         assert held == {"weight": torch.arange(78.0).numpy().tobytes()}
         assert found.world_size == mesh[0] * mesh[1]
+
+
+SHARDED = """
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+piece = Shard(torch.randn(3, 4), ShardMetadata([0, 0], [3, 4], "rank:0/cpu"))
+torch.save({"weight": init_from_local_shards([piece], 3, 4)}, sys.argv[1])
+"""
+
+
+def test_pieces_of_fsdp1_are_told_apart_from_flat_ones(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = tmp_path / "pytorch_model_fsdp_0_rank0.bin"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SHARDED, str(file)], check=True)
+    why = view_of(tmp_path).assemblies[0].unplaced  # type: ignore[attr-defined]
+    assert why is not None
+    assert "ShardedTensor" in why[0]
+    with pytest.raises(CkptError, match="as ShardedTensor") as caught:
+        ckpt_tools.merge(str(tmp_path), str(tmp_path / "merged"))
+    assert "SHARDED_STATE_DICT" in (caught.value.hint or "")
+    rows = {row.tensor: (row.digest, row.reason) for row in ckpt_tools.checksum(str(tmp_path)).rows}
+    assert rows == {"weight": (None, "it is stored as a ShardedTensor, which is not read")}
+    flat = view_of(FIXTURES / "fsdp/fsdp1-local").assemblies[1].unplaced  # type: ignore[attr-defined]
+    assert flat is not None
+    assert "LOCAL_STATE_DICT" in flat[0]
+    placed = view_of(FIXTURES / "fsdp/fsdp2-rank-bins").assemblies[0].unplaced  # type: ignore[attr-defined]
+    assert placed is None

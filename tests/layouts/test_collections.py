@@ -38,14 +38,42 @@ def _layouts(path: Path) -> dict[str, str]:
         ("orbax/prefix", "orbax", {"ckpt_000003": 3}),
         ("mmengine", "mmengine", {"epoch_2.pth": 8, "epoch_3.pth": 12}),
         ("detectron2", "detectron2", {"model_0000002.pth": 2, "model_0000005.pth": 5, "model_final.pth": 7}),
+        (
+            "timm",
+            "timm",
+            dict.fromkeys(
+                (
+                    "checkpoint-1.pth.tar",
+                    "checkpoint-2.pth.tar",
+                    "recovery-3-2.pth.tar",
+                    "last.pth.tar",
+                    "model_best.pth.tar",
+                )
+            ),
+        ),
+        ("ultralytics/weights", "ultralytics", dict.fromkeys(("epoch0.pt", "epoch1.pt", "best.pt", "last.pt"))),
         ("torchtitan", "torchtitan", {"checkpoint/step-2": 2, "checkpoint/step-4": 4, "checkpoint/step-5": 5}),
         ("olmo-core", "olmo-core", {"step2": 2, "step4": 4}),
     ],
 )
-def test_layout_and_step_of_what_the_library_wrote(fixture: str, layout: str, steps: dict[str, int]) -> None:
+def test_layout_and_step_of_what_the_library_wrote(fixture: str, layout: str, steps: dict[str, int | None]) -> None:
     run = open_run(FIXTURES / fixture)
     assert {each.layout for each in run.checkpoints} == {layout}
     assert {each.path: View(each).step for each in run.checkpoints} == steps
+
+
+def test_the_number_of_an_epoch_is_no_step_of_the_file_alone() -> None:
+    path = FIXTURES / "timm/recovery-3-2.pth.tar"
+    (checkpoint,) = open_run(path).checkpoints
+    view = View(checkpoint)
+    assert (view.step, view.number("epoch"), checkpoint.step) == (None, 3, 3)
+    assert ckpt_tools.latest(str(path), settle=0).step is None
+
+
+def test_a_run_is_ordered_by_its_epochs() -> None:
+    assert ckpt_tools.latest(str(FIXTURES / "ultralytics/weights"), settle=0).path == str(
+        FIXTURES / "ultralytics/weights/epoch1.pt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +88,14 @@ def test_layout_and_step_of_what_the_library_wrote(fixture: str, layout: str, st
 def test_names_that_everybody_uses_stay_plain(tmp_path: Path, names: tuple[str, ...]) -> None:
     _put(tmp_path, *names)
     assert _layouts(tmp_path) == dict.fromkeys(names, "plain")
+
+
+def test_a_fraction_in_a_name_is_no_step(tmp_path: Path) -> None:
+    """``{epoch}_{loss:.2f}``: the numbers of the fractions would turn the order round."""
+    names = ("epoch1_loss0.06.ckpt", "epoch2_loss0.03.ckpt", "best_0.9.pt", "model_12.3.pt", "ckpt_5.bin")
+    _put(tmp_path, *names)
+    found = {each.path: each.step for each in open_run(tmp_path).checkpoints}
+    assert found == dict(zip(names, (1, 2, 0, 12, 5), strict=True))
 
 
 def test_an_index_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 90
+LIMIT_S = 300
 
 
 def resume(case: dict[str, Any], rank: int, port: int) -> str:
@@ -137,9 +137,9 @@ def answer(case: dict[str, Any], out: Path) -> str:
 def main(cases: Path, out: Path) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "fixtures/scripts"))
     os.environ |= {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0", "OMP_NUM_THREADS": "1"}
-    import deepspeed  # noqa: F401 - forked ranks have it
-    import deepspeed_zero  # noqa: F401
+    import deepspeed_zero
 
+    deepspeed_zero.without_compiler()  # and DeepSpeed is imported, for the forked ranks to have it
     answers = [answer(case, out) for case in json.loads(cases.read_text(encoding="utf-8"))]
     out.write_text(json.dumps(answers), encoding="utf-8")
 

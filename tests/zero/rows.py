@@ -18,7 +18,20 @@ from tests.rules.damage import (
     with_file,
     without,
 )
-from tests.zero.states import MODEL, base, changed, inner, model, optimizer, other, shortened, stepped, values
+from tests.rules.dcp_damage import exchanged as swapped
+from tests.zero.states import (
+    MODEL,
+    base,
+    changed,
+    inner,
+    model,
+    optimizer,
+    other,
+    shortened,
+    stepped,
+    streamed,
+    values,
+)
 
 READY, BROKEN = ("ready", "ready"), ("broken", "broken")
 RESUME, DEGRADED, BOTH = ("broken", "ready"), ("degraded", "ready"), ("degraded", "degraded")
@@ -48,10 +61,27 @@ def from_fixture(name: str, file: str, target: str | None = None) -> Damage:
     return lambda directory: (directory / (target or file)).write_bytes(source.read_bytes()) and None
 
 
+def bf16(dp: int, mp: int = 0) -> str:
+    return optimizer(dp, mp, "bf16_")
+
+
+def layer(number: int) -> str:
+    return f"layer_{number:02d}-model_states.pt"
+
+
+def expert(number: int) -> str:
+    return f"layer_0_expert_{number}_mp_rank_00_model_states.pt"
+
+
+def expert_rank(number: int) -> str:
+    return f"expp_rank_{number}_mp_rank_00_optim_states.pt"
+
+
 def to_step_40(directory: Path) -> None:
     directory.rename(directory.parent / "global_step40")
 
 
+both_streamed = streamed(optimizer(0), optimizer(1))
 no_tag = together(without("global_step4"), with_file("zero_to_fp32.py", b"#"))
 
 
@@ -113,11 +143,30 @@ ROWS = [
     Row("the optimizer of experts missing", MOE0, without("expp_rank_1*"), {"CK156"}, RESUME),
     Row("weights of a universal parameter missing", U1, without("zero/first.bias/fp32.pt"), {"CK375"}, BROKEN),
     Row("a moment of a universal parameter missing", U3, without("zero/second.weight/exp_avg.pt"), {"CK375"}, RESUME),
+    Row("a step of a universal parameter missing", U1, without("zero/first.bias/step.pt"), {"CK375"}, RESUME),
+    Row("no step of a universal group", U1, without("zero/*.bias/step.pt"), set(), READY),
+    Row(
+        "the moments of a universal parameter swapped",
+        U1,
+        swapped("zero/first.bias/exp_avg.pt", "zero/first.bias/exp_avg_sq.pt"),
+        {"CK378"},
+        DEGRADED,
+    ),
+    Row(
+        "weights and a moment of a universal parameter swapped",
+        U3,
+        swapped("zero/first.bias/exp_avg.pt", "zero/first.bias/fp32.pt"),
+        {"CK378"},
+        BROKEN,
+    ),
+    Row("the model states of rank 0 missing in a universal one", U3, without(model(0)), {"CK151"}, BROKEN),
+    Row("those of rank 1, which nobody reads", U3, without(model(1)), set(), READY),
+    Row("those of two ranks swapped, which say the same", U3, swapped(model(0), model(1)), set(), READY),
     Row("a parameter missing", U1, without("zero/second.weight"), {"CK375"}, BROKEN),
     Row("a conversion that did not end", U1, with_file("tmp/first.bias/0/fp32.00", b""), {"CK375"}, READY),
     Row("a partition of another tag", S1, other("global_step2", optimizer(1)), {"CK571"}, BOTH),
     Row("a partition of stage 3 of another tag", S3, other("global_step2", optimizer(1)), {"CK571"}, BOTH),
-    Row("model states of another tag", S1, other("global_step2", MODEL), {"CK572"}, READY),
+    Row("model states of another tag", S1, other("global_step2", MODEL), {"CK505", "CK572", "CK576"}, READY),
     Row("model states of a rank of another tag", S3, other("global_step2", model(1)), {"CK570"}, BOTH),
     Row(
         "model states and partition of a rank of another tag",
@@ -126,7 +175,39 @@ ROWS = [
         {"CK570", "CK571"},
         BOTH,
     ),
-    Row("the tag renamed", S1, to_step_40, set(), READY),
+    Row("the tag renamed", S1, to_step_40, {"CK576"}, READY),
+    Row("model states of another tag without ZeRO", S0, other("global_step2", MODEL), {"CK576"}, READY),
+    Row("partitions swapped", S1, swapped(optimizer(0), optimizer(1)), {"CK378"}, BOTH),
+    Row("partitions of four ranks swapped", S4, swapped(optimizer(0), optimizer(2)), {"CK378"}, BOTH),
+    Row("partitions of stage 2 swapped", S2, swapped(optimizer(0), optimizer(1)), {"CK378"}, BOTH),
+    Row("partitions of stage 3 swapped", S3, swapped(optimizer(0), optimizer(1)), {"CK378"}, BOTH),
+    Row("a partition of stage 3 over another", S3, with_copy(optimizer(0), optimizer(1)), {"CK378"}, BOTH),
+    Row("model states with frozen slices swapped", S3, swapped(model(0), model(1)), {"CK378"}, BOTH),
+    Row(
+        "partitions without a name swapped",
+        S1,
+        together(both_streamed, swapped(optimizer(0), optimizer(1))),
+        {"CK378"},
+        BOTH,
+    ),
+    Row("partitions without a name", S1, both_streamed, set(), READY),
+    Row("partitions of stage 3 without a name", S3, both_streamed, set(), READY),
+    Row("partitions of experts swapped", MOE2, swapped(bf16(0), bf16(1)), {"CK378"}, BOTH),
+    Row(
+        "partitions of pipeline stages swapped", PIPE1, swapped(bf16(0), bf16(0, 1)), {"CK370", "CK373", "CK378"}, BOTH
+    ),
+    Row("the optimizer of experts swapped", MOE0, swapped(expert_rank(0), expert_rank(1)), {"CK378"}, DEGRADED),
+    Row("experts of two ranks swapped", MOE0, swapped(expert(0), expert(2)), {"CK378", "CK587"}, BROKEN),
+    Row("experts of two ranks swapped, ZeRO 2", MOE2, swapped(expert(1), expert(2)), {"CK378", "CK587"}, BROKEN),
+    Row("experts of rank 0 swapped", MOE0, swapped(expert(0), expert(1)), {"CK587"}, READY),
+    Row("experts of rank 0 swapped, ZeRO 2", MOE2, swapped(expert(0), expert(1)), {"CK587"}, READY),
+    Row("experts of rank 1 swapped", MOE2, swapped(expert(2), expert(3)), {"CK378", "CK587"}, BROKEN),
+    Row("an expert over another", MOE0, with_copy(expert(0), expert(1)), {"CK378", "CK587"}, BROKEN),
+    Row("layers swapped", PIPE0, swapped(layer(0), layer(2)), {"CK378"}, BROKEN),
+    Row("a layer swapped with an empty one", PIPE0, swapped(layer(0), layer(1)), {"CK378"}, BROKEN),
+    Row("a layer over another", PIPE1, with_copy(layer(0), layer(2)), {"CK376"}, BROKEN),
+    Row("an empty layer over another", PIPE1, with_copy(layer(1), layer(0)), {"CK376"}, BROKEN),
+    Row("pipeline stages swapped", PIPE0, swapped(MODEL, MODEL.replace("00", "01")), {"CK378"}, RESUME),
     Row("too many elements", S1, changed(MODEL, lambda v: v["param_shapes"][0].popitem()), {"CK370"}, BOTH),
     Row("too few elements", S1, changed(optimizer(0), inner(shortened)), {"CK370"}, BOTH),
     Row("a slice too short", S3, changed(optimizer(1), inner(shortened)), {"CK371"}, BROKEN),
@@ -187,6 +268,13 @@ ROWS = [
     Row("a tag without any file", T3, without("global_step4/*"), {"CK151"}, BROKEN),
     Row("no tag left", T3, no_tag, {"CK151"}, BROKEN),
     Row("no tag left, weights beside", T1, no_tag, {"CK151"}, RESUME),
+    Row(
+        "model states of two ranks swapped",
+        T3,
+        swapped(f"global_step4/{model(0)}", f"global_step4/{model(1)}"),
+        {"CK378"},
+        READY,
+    ),
     Row("no schedule", T1, without("scheduler.pt"), {"CK158"}, RESUME),
     Row(
         "the schedule is DeepSpeed's",

@@ -12,6 +12,7 @@ from ckpt_tools.model.findings import Severity
 from ckpt_tools.rules import CATALOGUE
 from tests.conftest import Copy
 from tests.rules.damage import without
+from tests.rules.dcp_damage import exchanged as swapped
 from tests.rules.judge import codes, finding, judge, verdicts
 from tests.zero.rows import (
     BF1,
@@ -35,7 +36,7 @@ from tests.zero.rows import (
     U3,
     Row,
 )
-from tests.zero.states import MODEL, changed, optimizer, values
+from tests.zero.states import MODEL, changed, model, optimizer, streamed, values
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -120,10 +121,62 @@ def test_foreign_objects_in_states_are_noted_and_dangerous_ones_are_errors(copy_
     assert finding(judge(run / "global_step4", families=("CK7",)), "CK705").severity is Severity.ERROR
 
 
-def test_the_name_of_a_tag_that_says_another_step_is_noted(copy_of: Copy) -> None:
+def test_a_name_that_says_another_step_is_a_warning_where_the_others_fit(copy_of: Copy) -> None:
     run = copy_of("deepspeed/stage1-fp32")
     (run / "global_step4").rename(run / "global_step40")
+    for place in (run, run / "global_step40"):
+        assert finding(judge(place, families=FAMILIES), "CK576").severity is Severity.WARNING
+    (run / "global_step2").rename(run / "global_step20")  # a loop that counts in its own way
     assert finding(judge(run / "global_step40", families=FAMILIES), "CK576").severity is Severity.NOTE
+    shutil.rmtree(run / "global_step20")
+    assert finding(judge(run / "global_step40", families=FAMILIES), "CK576").severity is Severity.NOTE
+
+
+def test_files_of_other_ranks_are_told_by_what_they_were_written_as(copy_of: Copy) -> None:
+    run = copy_of("deepspeed/stage1-4ranks")
+    swapped(optimizer(0), optimizer(2))(run / "global_step4")
+    told = finding(judge(run / "global_step4", families=FAMILIES), "CK378")
+    assert told.message == "2 files are those of other ranks"
+    assert told.detail[0].startswith(f"{optimizer(0)} was written as {optimizer(2)}")
+    assert told.severity is Severity.ERROR
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_model_states_that_say_the_same_are_a_warning_in_each_others_place(copy_of: Copy, streams: bool) -> None:
+    place = copy_of("deepspeed/trainer-stage3") / "checkpoint-4/global_step4"
+    if streams:
+        streamed(model(0), model(1))(place)
+    swapped(model(0), model(1))(place)
+    report = judge(place.parent, families=FAMILIES)
+    assert codes(report) == (set() if streams else {"CK378"})
+    assert verdicts(report) == READY
+
+
+def test_a_layer_that_was_copied_to_make_the_model_deeper_is_no_fault(copy_of: Copy) -> None:
+    place = copy_of("deepspeed/pipeline-stage0") / "global_step3"
+    shutil.copy2(place / "layer_03-model_states.pt", place / "layer_04-model_states.pt")
+    assert "CK378" not in codes(judge(place, families=FAMILIES))
+
+
+def test_a_layer_with_buffers_alone_is_missing(copy_of: Copy) -> None:
+    place = copy_of("deepspeed/pipeline-stage0") / "global_step3"
+    changed(MODEL, values(buffer_names=["1.running_mean"]))(place)
+    assert "CK155" not in codes(judge(place))
+    without("layer_01*")(place)
+    assert finding(judge(place), "CK155").severity is Severity.ERROR
+
+
+def test_a_slice_of_a_layer_that_others_have_is_missing(copy_of: Copy) -> None:
+    place = copy_of("deepspeed/pipeline-stage0") / "global_step3"
+    for path in sorted(place.glob("layer_*")):
+        for which in (0, 1):
+            shutil.copy2(path, place / path.name.replace("-model_states", f"-model_{which:02d}-model_states"))
+        path.unlink()
+    assert "CK155" not in codes(judge(place))
+    without("layer_02-model_01*")(place)
+    told = finding(judge(place), "CK155")
+    assert told.severity is Severity.ERROR
+    assert told.detail == ("no file layer_02-model_01-model_states.pt",)
 
 
 def test_a_tag_that_is_being_written(copy_of: Copy) -> None:
@@ -171,4 +224,9 @@ def test_info_tells_stage_and_ranks(fixtures_dir: Path) -> None:
 def test_every_rule_has_a_row() -> None:
     rows = {code for row in ROWS for code in row.codes}
     own = {rule.code for rule in CATALOGUE if rule.code.startswith(("CK15", "CK37", "CK57"))}
-    assert own == {code for code in rows if code.startswith(("CK15", "CK37", "CK57"))} | {"CK157", "CK159", "CK576"}
+    assert own == {code for code in rows if code.startswith(("CK15", "CK37", "CK57"))} | {
+        "CK157",
+        "CK159",
+        "CK379",
+        "CK576",
+    }

@@ -18,7 +18,7 @@ ODD = (None, "x", -1, 10**30, 1.5, [], {}, [None], {"a": None}, [[[]]], True)
 MODEL_KEYS = (
     "module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params",
     "lr_scheduler", "skipped_steps", "global_steps", "dp_world_size", "mp_world_size",
-    "checkpoint_parallel_dimensions", "ds_config", "num_experts",
+    "checkpoint_parallel_dimensions", "ds_config", "num_experts", "buffer_names",
 )  # fmt: skip
 OPTIMIZER_KEYS = (
     "base_optimizer_state", "optimizer_state_dict", "single_partition_of_fp32_groups", "fp32_flat_groups", "zero_stage",

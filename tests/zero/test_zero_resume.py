@@ -25,6 +25,7 @@ pytestmark = [
 ]
 LOADER = Path(__file__).parent / "loader.py"
 SETTINGS = {
+    "stage0": (2, "network", [0, False, "lambda", False]),
     "stage1-fp32": (2, "network", [1, False, "lambda", False]),
     "stage1-4ranks": (4, "network", [1, False, "lambda", False]),
     "stage2-fp32": (2, "network", [2, False, "warmup", True]),
@@ -39,12 +40,22 @@ SETTINGS = {
 """Ranks, what the loader trains, and its settings: stage, bfloat16, scheduler and tied weights."""
 
 MIXED = "each rank reads its own file, and nobody compares them: the result is wrong weights or moments"
+STRANGE = "every rank loads what lies under its own name: the weights or moments of other parameters"
 ACCEPTED = {
     "a partition of another tag": MIXED,
     "a partition of stage 3 of another tag": MIXED,
     "model states of a rank of another tag": MIXED,
     "model states and partition of a rank of another tag": MIXED,
     "another schedule on a rank": MIXED,
+    "partitions swapped": STRANGE,
+    "partitions of four ranks swapped": STRANGE,
+    "partitions of stage 2 swapped": STRANGE,
+    "partitions of stage 3 swapped": STRANGE,
+    "a partition of stage 3 over another": STRANGE,
+    "partitions without a name swapped": STRANGE,
+    "partitions of experts swapped": STRANGE,
+    "the optimizer of experts swapped": STRANGE,
+    "model states with frozen slices swapped": STRANGE,
     "a rate edited on one rank": MIXED,
     "a place that does not add up": "the mappings are for conversions alone",
     "too many elements": "the shapes are for conversions alone, and zero_to_fp32.py stops",
