@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,6 +116,11 @@ def rule(
         return Rule(code, name, severity, subject, check, impact, depth)
 
     return made
+
+
+def unless_dead(context: Context) -> str:
+    """Return what to type where a save seems to go on, and no job is left that could be writing."""
+    return f"if no job is writing it: `ckpt verify --settle 0 {shlex.quote(context.run.root)}` looks at it as it is"
 
 
 def relay(part: Part, context: Context, kind: str, *, harmless: bool = False) -> Iterator[Hit]:

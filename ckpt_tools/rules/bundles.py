@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ckpt_tools.layouts import by_name
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import BREAKS_ALL, HARMLESS, Impact, Severity, Verdict
-from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule
+from ckpt_tools.rules.base import Context, Hit, Rule, relay, rule, unless_dead
 
 _STAGED = frozenset({"tensorflow", "orbax", "flax", "timm", "fairseq", "olmo-core"})
 _SHOWN = 10
@@ -56,9 +56,10 @@ def bundle_index_missing(checkpoint: Checkpoint, context: Context) -> Iterator[H
     times = [part.stat.ctime_ns for part in checkpoint.parts]
     recent = min(abs(context.settings.now_ns - time) for time in times) < context.settings.settle_ns
     name = shard.path.rpartition(".data-")[0] + ".index"
+    ends = "it is written last and deleted first: a save or a deletion did not end"
     yield Hit(
         f"{name} is missing" if not recent else f"{name}, which is written last, is not there yet",
-        detail=("it is written last and deleted first: a save or a deletion did not end",),
+        detail=(ends, unless_dead(context)) if recent else (ends,),
         impact=_SAVING if recent else None,
     )
 

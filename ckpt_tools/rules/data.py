@@ -20,6 +20,8 @@ _NOT_LEARNT = re.compile(
     r"(?:^|[._])(?:inv_freq|masked_bias|causal_mask|attn_mask|attention_mask|mask|alibi|e_score_correction_bias|rope"
     r"|min_val|max_val|min|max|limits?|attn\.bias|attention\.bias)(?:[._]|\Z)"
 )
+# What Lightning's callbacks compare scores with, as long as there is none.
+_UNSCORED = re.compile(r"callbacks\..*\.(?:kth_value|best_score|best_model_score)\Z", re.DOTALL)
 _LORA_B = re.compile(r"(?:^|[._])(?:lora_B|lora_up)(?:[._]|\Z)")
 _CONSTANTS = {"version": 0x55679ED1, "byteorder": 0x19E33D85, ".format_version": 0x83DCEFB7}
 OUTLIER, RATIO = 1000.0, 10_000.0
@@ -88,7 +90,7 @@ def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterat
                 f"the checksum of record {record.name} does not fit its bytes",
                 file.path,
                 Spot(record=record.name, tensor=next(iter(record.tensors), None), offset=record.offset),
-                tuple(_mismatch(record, file.protection)),
+                tuple(_mismatch(record, file)),
                 severity=Severity.WARNING if impact.harmless else None,
                 impact=impact,
             )
@@ -100,14 +102,16 @@ def record_checksum_mismatch(checkpoint: Checkpoint, context: Context) -> Iterat
             yield Hit(message, file.path, detail=tuple(filter(None, detail)), severity=severity, impact=impact)
 
 
-def _mismatch(record: RecordSummary, protection: str) -> Iterator[str]:
+def _mismatch(record: RecordSummary, file: FileSummary) -> Iterator[str]:
     yield f"{record.length:,} bytes at byte {record.offset:,}: stored {record.stored:08x}, found {record.computed:08x}"
     if record.tensors:
         yield f"it holds {_listed(record.tensors)}"
     if record.zero_pages:
         yield f"{record.zero_pages:,} pages of 4,096 bytes in it are all zero: pages that never reached the disk?"
-    if protection == "crc32c":
+    if file.protection == "crc32c":
         yield "TensorFlow and tensorstore compare it too, and stop"
+    elif file.container in ("keras-zip", "npz", "zip"):
+        yield 'a load stops with "Bad CRC-32"'
     else:
         yield "torch.load does not compare checksums, and would load it as it is"
 
@@ -133,10 +137,12 @@ def nan_or_inf(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     scale, a bad sample); a bit flip gives a single one, a diverged training many.
 
     **Known exceptions.** Infinities are meant in masks, limits and the like, told by name, and values that are neither
-    weights nor moments may be anything: both are notes. Types without Inf or NaN are respected.
+    weights nor moments may be anything: both are notes. Where Lightning's callbacks keep the best score, an infinity
+    says that there is none yet. Types without Inf or NaN are respected.
     """
     for file, part in _files(context):
-        bad = {name: each for name, each in file.tensors.items() if each.nan or each.inf}
+        found = {name: each for name, each in file.tensors.items() if each.nan or each.inf}
+        bad = {name: each for name, each in found.items() if not _meaningless(name, each, part, context.view)}
         if not bad:
             continue
         grave = {name for name in bad if _grave(name, bad[name], part, context.view)}
@@ -144,6 +150,12 @@ def nan_or_inf(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
             chosen = [name for name in bad if name in names]
             if chosen:
                 yield _not_finite(file, chosen, bad, _lost(_hurt(part, context)) if heavy else HARMLESS, heavy)
+
+
+def _meaningless(name: str, summary: TensorSummary, part: Part | None, view: View) -> bool:
+    used = [each.used(part, name) for each in view.assemblies] if part is not None else []
+    unused = any(count is not None and count <= (summary.first_bad or 0) for count in used)
+    return unused or (not summary.nan and _UNSCORED.search(name) is not None)
 
 
 def _grave(name: str, summary: TensorSummary, part: Part | None, view: View) -> bool:

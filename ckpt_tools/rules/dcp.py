@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ckpt_tools.layouts import assembly_dcp_fit as fit
 from ckpt_tools.layouts.assembly_dcp import DcpAssembly
 from ckpt_tools.layouts.assembly_dcp_safetensors import ShardedSafetensors
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
@@ -44,7 +45,8 @@ def metadata_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
             continue
         temporary = posixpath.join(made.place, ".metadata.tmp") in checkpoint.listing.files
         cause = "its save did not end" if temporary else "its save did not end, or a copy left the hidden file out"
-        detail = (f"{len(made.data):,} data files are there; {cause}", "torch stops with `metadata is None`")
+        files = "1 data file is there" if len(made.data) == 1 else f"{len(made.data):,} data files are there"
+        detail = (f"{files}; {cause}", "torch stops with `metadata is None`")
         optimizer = made.place.startswith("optim")
         yield Hit(".metadata is missing", made.place, detail=detail, impact=BREAKS_RESUME if optimizer else None)
 
@@ -179,7 +181,7 @@ def _of_piece(part: Part, context: Context, kind: str) -> Iterator[Hit]:
     """Yield hits with the meaning of the pieces that they name: the optimizer's do not hurt inference."""
     for hit in relay(part, context, kind):
         made = next((made for made in _assemblies(context) if part.path in made.data), None)
-        hurt = made.impact(part, hit.detail) if made is not None else hit.impact
+        hurt = made.impact(part, kind) if made is not None else hit.impact
         yield Hit(hit.message, hit.path, hit.at, hit.detail, severity=hit.severity, impact=hurt)
 
 
@@ -284,6 +286,41 @@ def data_newer(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         yield replace(hit, severity=Severity.WARNING if longer else None)
 
 
+@rule("CK562", "dcp-metadata-misplaced", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
+def metadata_misplaced(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """The metadata that one rank wrote (`__0.metadata`, by `use_collectives=False`) is that of another rank.
+
+    **Why it matters.** A rank reads its own metadata alone. In that of another it finds none of the pieces that it
+    asks for, leaves its tensors as they were, and says nothing.
+
+    **How to repair.** Where two were swapped, give them their names back; else copy them again.
+
+    **Known exceptions.** Tensors that every rank wrote as a whole can be read by the metadata of any.
+    """
+    yield from _told(context, "dcp-metadata-misplaced")
+
+
+@rule("CK563", "dcp-data-mixed", Severity.WARNING, Checkpoint)
+def data_mixed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """Data files of a distributed checkpoint are of different steps, by what the optimizer counts for each parameter.
+
+    **Why it matters.** Pieces have no names and no checksums of the whole: a data file of another save of the same
+    shapes loads without a word, and a part of all tensors is then that of another step.
+
+    **How to repair.** Bring together the files of one save, or fall back to an older checkpoint.
+
+    **Known exceptions.** Parameters that began later than others count fewer steps. So this is told only where each
+    file agrees with itself, while layers, and kinds of modules, do not; or where one is ahead of the training, and the
+    others are not. Mostly a few files hold all counts, and then a
+    mixture is not seen: only a sealed
+    checkpoint (`ckpt seal`) knows each of its files.
+    """
+    for made in _assemblies(context):
+        found = fit.of_two_steps(made)
+        if found is not None:
+            yield Hit(found[1].message, found[0], detail=found[1].detail)
+
+
 @rule("CK147", "dcp-weights-alone", Severity.NOTE, Checkpoint, impact=BREAKS_RESUME)
 def weights_alone(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """A distributed checkpoint of weights without an optimizer: good to run the model, not to go on with the training.
@@ -321,4 +358,6 @@ RULES: tuple[Rule, ...] = (
     blob_mismatch,
     file_longer,
     data_newer,
+    metadata_misplaced,
+    data_mixed,
 )

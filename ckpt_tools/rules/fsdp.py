@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +20,7 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _TRAINING = (Role.SCHEDULER, Role.RNG)
 _FULL = "pytorch_model_fsdp.bin"
+_RANK = re.compile(r"([a-z_]+(?:_\d{1,9})?)_rank(\d{1,9})\Z")
 
 
 def _has(checkpoint: Checkpoint, start: str) -> bool:
@@ -89,7 +92,9 @@ def rank_files(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         if lost:
             first = islice((rank for rank in range(count) if rank not in ranks), 10)
             names = several((parts[0].path.replace(f"rank{parts[0].rank}", f"rank{rank}") for rank in first), lost)
-            yield Hit(f"files of {lost:,} of {count:,} ranks are missing", detail=(names,), impact=impact)
+            said = (f"not there: {names}", "a rank without its file stops")
+            advice = "copy them from the nodes that wrote them"
+            yield Hit(f"files of {lost:,} of {count:,} ranks are missing", detail=said, help=advice, impact=impact)
         for made in _made(context, role):
             yield from _misplaced(made, impact)
             if made.holes and not lost:
@@ -107,8 +112,14 @@ def _made(context: Context, role: Role) -> Iterator[RankFiles]:
 def _misplaced(made: RankFiles, impact: Impact) -> Iterator[Hit]:
     for part, content in made.readable:
         rank = content.facts.get("rank")
+        if rank is None:  # torch.save names the archive for the file that it writes
+            named = _RANK.match(str(content.facts.get("root", "")))
+            rank = int(named[2]) if named and posixpath.basename(part.path).startswith(f"{named[1]}_rank") else None
         if rank is not None and rank != part.rank:
-            yield Hit(f"it was written by rank {rank:,}, and rank {part.rank:,} will load it", part.path, impact=impact)
+            message = f"it was written by rank {rank:,}, and rank {part.rank:,} will load it"
+            silent = "it takes that rank's piece of every tensor for its own, without a word"
+            advice = "give each file the name of the rank that wrote it"
+            yield Hit(message, part.path, detail=(silent,), help=advice, impact=impact)
 
 
 @rule("CK148", "fsdp-ranks-differ", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)

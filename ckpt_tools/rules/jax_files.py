@@ -1,4 +1,4 @@
-"""CK27x, CK588: what is wrong with the bytes of Flax's and Keras's files, and weights alone."""
+"""CK27x, CK588, CK589: what is wrong with the bytes of Flax's and Keras's files, and weights alone."""
 
 from __future__ import annotations
 
@@ -67,4 +67,32 @@ def flax_weights_alone(checkpoint: Checkpoint, context: Context) -> Iterator[Hit
         yield Hit("weights alone: nothing here to resume from", part.path)
 
 
-RULES: tuple[Rule, ...] = (msgpack_damaged, hdf5_damaged, keras_member_missing, flax_weights_alone)
+@rule("CK589", "keras-weights-alone", Severity.NOTE, Checkpoint, impact=BREAKS_RESUME)
+def keras_weights_alone(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """A file of Keras holds a model and no optimizer.
+
+    **Why it matters.** A model that was never compiled, or was saved with `include_optimizer=False`, has none to save.
+    It runs; a training that goes on from it starts its optimizer afresh.
+
+    **How to repair.** Nothing is wrong. To resume, take one that was saved after `fit`, optimizer included
+    (`BackupAndRestore`, or `ModelCheckpoint` of a compiled model).
+
+    **Known exceptions.** Told by the names at the top of the HDF5 file; a file that keeps them in HDF5's newer form is
+    not judged.
+    """
+    part = checkpoint.first(Role.COMBINED)
+    content = context.content(part) if checkpoint.layout == "keras" and part is not None else None
+    if part is None or content is None or not content.readable or content.problems:
+        return
+    names = content.facts.get("names")
+    if names and not any("optim" in name.lower() for name in names):
+        yield Hit("weights alone: nothing here to resume from", part.path)
+
+
+RULES: tuple[Rule, ...] = (
+    msgpack_damaged,
+    hdf5_damaged,
+    keras_member_missing,
+    flax_weights_alone,
+    keras_weights_alone,
+)

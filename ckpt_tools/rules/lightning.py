@@ -105,8 +105,8 @@ def schedule_step(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **How to repair.** `ckpt set-step` sets both; or take the file from a copy that was not edited.
 
-    **Known exceptions.** Several schedules, those without `last_epoch`, those that wait for a metric, and those that
-    the module steps itself are not judged.
+    **Known exceptions.** Several schedules, those without `last_epoch`, those that wait for a metric, those that the
+    module steps itself, and the one of stochastic weight averaging, which begins in the middle, are not judged.
     """
     held = _dict(context.view) or {}
     schedules = held.get("lr_schedulers")
@@ -114,8 +114,8 @@ def schedule_step(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         return
     schedule = as_mapping(schedules[0]) or {}
     last, stepped = whole(schedule.get("last_epoch")), _completed(held, "epoch_loop.scheduler_progress")
-    waits = "num_bad_epochs" in schedule
-    if last is not None and stepped and not waits and last != stepped:
+    other = "num_bad_epochs" in schedule or "anneal_epochs" in schedule
+    if last is not None and stepped and not other and last != stepped:
         yield Hit(
             f"the schedule is at {last:,}, and the loops have stepped it {stepped:,} times",
             _path(checkpoint),

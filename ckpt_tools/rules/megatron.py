@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_tools.layouts.assembly_megatron import MegatronAssembly
+from ckpt_tools.core.listing import scan
+from ckpt_tools.layouts.assembly_megatron import MegatronAssembly, arguments, degrees
 from ckpt_tools.layouts.match import is_file
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Role
 from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_INFERENCE, BREAKS_RESUME, DEGRADES_RESUME, Severity, Spot
-from ckpt_tools.model.values import Opaque, Value, as_mapping, whole
+from ckpt_tools.model.values import Value, as_mapping, whole
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _RANK = re.compile(r"(mp_rank_\d\d(?:_\d\d\d){0,2})/")
@@ -19,6 +21,7 @@ _OBJECT = re.compile(r"[^/]+/shard_[\d.]+_[\d.]+\Z")
 """Names that only Megatron-Core gives: an object, its place and how many there are."""
 
 _SHOWN = 3
+_OTHER_OPTIMIZER = re.compile(r"/(?:layer_wise_optimizer_\d+|optim)\.pt\Z")
 _NAMES = ("model_optim_rng.pt", "model_rng.pt")
 
 
@@ -31,12 +34,6 @@ def _common(view: View) -> Mapping[Any, Value]:
     """Return what every rank had alike: ``common.pt``, the same among the chunks, or any file of the old format."""
     held = view.mapping(Role.COMMON) or view.mapping(Role.MODEL_STATES)
     return held or next((each.common for each in view.assemblies if isinstance(each, MegatronAssembly)), {})
-
-
-def _args(held: Mapping[Any, Value]) -> Mapping[Any, Value]:
-    """Return the command line that was saved: an ``argparse.Namespace``, or a mapping in later versions."""
-    args = held.get("args")
-    return as_mapping(args.state if isinstance(args, Opaque) else args) or {}
 
 
 def _listed(names: list[str]) -> str:
@@ -54,26 +51,38 @@ def rank_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     **How to repair.** Copy the missing directories from where the ranks wrote them.
 
     **Known exceptions.** Expert parallelism adds a third number to the names, and is counted where the arguments say
-    so.
+    so; with `--expert-tensor-parallel-size` not every pair of ranks writes. Without arguments, only gaps are told.
     """
     if checkpoint.layout != "megatron-torch" or is_file(context.run):
         return
-    args = _args(_common(context.view))
-    sizes = [
-        whole(args.get(key))
-        for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
-    ]
-    if not sizes[0] or not sizes[1]:
-        return
-    wanted = _rank_names(sizes[0], sizes[1], sizes[2] or 1)
     written = {path.rpartition("/")[0] for path in checkpoint.listing.files if path.rpartition("/")[2] in _NAMES}
+    sizes, args = degrees(_common(context.view)), arguments(_common(context.view))
+    if sizes is None:
+        wanted, said = _without_gaps(written), "the numbers of the others"
+    elif whole(args.get("expert_tensor_parallel_size")) in (None, sizes[0]) or sizes[2] == 1:
+        wanted = _rank_names(*sizes)
+        said = f"the arguments say {sizes[0]} tensor and {sizes[1]} pipeline ranks"
+    else:
+        return
     missing = [name for name in wanted if name not in written]
     if missing:
-        said = f"the arguments say {sizes[0]} tensor and {sizes[1]} pipeline ranks"
         yield Hit(
             f"{len(missing):,} of {len(wanted):,} ranks have no model file",
             detail=(f"not there: {_listed(missing)}", said),
         )
+
+
+def _without_gaps(names: set[str]) -> list[str]:
+    """Return the names of ranks that have to be there where some of these are: all up to the highest number of each."""
+    numbers = {tuple(map(int, name.split("_")[2:])) for name in names}
+    forms = {len(each) for each in numbers}
+    if len(forms) != 1 or forms == {3}:
+        return []
+    tensor, *others = (max(column) + 1 for column in zip(*numbers, strict=True))
+    if not others:
+        return _rank_names(tensor, 1, 1)
+    crossed = others[0] > 1 and len(numbers) > max(tensor, *others)  # else experts may be meant, of one rank each
+    return _rank_names(tensor, others[0], 1) if crossed else []
 
 
 def _rank_names(tensor: int, pipeline: int, expert: int) -> list[str]:
@@ -106,7 +115,7 @@ def not_finalised(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if checkpoint.has(Role.COMMON) or checkpoint.layout == "nemo" or _objects(context.view):
         yield Hit(
             f"the save did not end: {place}metadata.json, which is written last, is missing",
-            detail=("Megatron would take it for another format, and fail",),
+            detail=("Megatron would take the directory for another format, and stop",),
         )
 
 
@@ -148,16 +157,16 @@ def optimizer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     **How to repair.** Copy it again, or start with `--no-load-optim`, which makes the moments anew.
 
     **Known exceptions.** Saved with `--no-save-optim`; without the distributed optimizer the moments are in
-    `model_optim_rng.pt`.
+    `model_optim_rng.pt`, and once they were in an `optim.pt` of each data-parallel rank.
     """
     if checkpoint.layout != "megatron-torch" or is_file(context.run):
         return
-    args = _args(_common(context.view))
+    args = arguments(_common(context.view))
     ranks = sorted({match.group(1) for path in checkpoint.listing.files if (match := _RANK.match(path))})
     lacking = [name for name in ranks if f"{name}/distrib_optim.pt" not in checkpoint.listing.files]
     asked = args.get("use_distributed_optimizer") is True and args.get("no_save_optim") is not True
-    layered = any("/layer_wise_optimizer_" in path for path in checkpoint.listing.files)
-    if lacking and not layered and (asked or len(lacking) < len(ranks)):
+    others = any(_OTHER_OPTIMIZER.search(path) for path in checkpoint.listing.files)
+    if lacking and not others and (asked or len(lacking) < len(ranks)):
         yield Hit(
             f"{len(lacking):,} of {len(ranks):,} ranks have no distrib_optim.pt",
             detail=(f"not there: {_listed([f'{name}/distrib_optim.pt' for name in lacking])}",),
@@ -206,7 +215,7 @@ def integrity_file(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **How to repair.** Copy it again.
     """
-    for name in _digests(context.view):
+    for name in _digests(context.view) if not is_file(context.run) else ():
         if name not in checkpoint.listing.files:
             yield Hit("it is missing, and integrity.json names it", name)
 
@@ -267,9 +276,15 @@ def nemo_unfinished(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     """
     if checkpoint.layout not in ("nemo", "lightning", "megatron") or is_file(context.run):
         return
-    mark = f"{checkpoint.path.removesuffix('.ckpt').removesuffix('-EMA')}-unfinished"
-    if not context.run.single and mark in context.run.listing.files:
-        yield Hit("the save was marked as unfinished, and the mark was never removed", related=(mark,))
+    home, name = os.path.split(os.path.abspath(context.run.root)) if context.run.single else ("", checkpoint.path)
+    mark = f"{name.removesuffix('.ckpt').removesuffix('-EMA')}-unfinished"
+    if mark in (scan(home, depth=1) if home else context.run.listing).files:
+        detail = (
+            "NeMo passes it over when it resumes, and deletes it at the next start: copy it away to keep it",
+            "the mark goes when the last rank is done: a copy that was taken before is not whole, take it again",
+        )
+        message = "the save was marked as unfinished, and the mark was never removed"
+        yield Hit(message, detail=detail, related=(mark,))
 
 
 @rule("CK168", "nemo-context-incomplete", Severity.WARNING, Checkpoint, impact=BREAKS_INFERENCE)
@@ -289,6 +304,28 @@ def nemo_context(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         yield Hit("context/io.json is missing")
 
 
+@rule("CK169", "megatron-world-size", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
+def world_size(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """The number of ranks that a resume is planned for (`--world-size`) is no multiple of tensor x pipeline ranks.
+
+    **Why it matters.** The older format is read rank by rank, and a distributed optimizer saved as `dp_reshardable`
+    bucket by bucket: the model has to be cut for as many tensor and pipeline ranks as the one that was saved. Only the
+    number of data-parallel ranks is free.
+
+    **How to repair.** Resume with a multiple; or convert it (Megatron-LM's `tools/checkpoint/convert.py`), or save with
+    `--ckpt-fully-parallel-save`, which can be cut anew.
+
+    **Known exceptions.** Every other `torch_dist` checkpoint can be cut anew for any number of ranks.
+    """
+    wanted, common = context.settings.world_size, _common(context.view)
+    sizes = degrees(common) if wanted is not None and not is_file(context.run) else None
+    content = as_mapping(common.get("content_metadata")) or {}
+    fixed = checkpoint.layout == "megatron-torch" or content.get("distrib_optim_sharding_type") == "dp_reshardable"
+    if wanted is not None and sizes is not None and fixed and wanted % (sizes[0] * sizes[1]):
+        cut = f"cut for {sizes[0]:,} tensor x {sizes[1]:,} pipeline ranks"
+        yield Hit(f"{cut}: {wanted:,} ranks are no multiple of {sizes[0] * sizes[1]:,}")
+
+
 RULES: tuple[Rule, ...] = (
     rank_missing,
     not_finalised,
@@ -299,4 +336,5 @@ RULES: tuple[Rule, ...] = (
     integrity,
     nemo_unfinished,
     nemo_context,
+    world_size,
 )

@@ -37,6 +37,11 @@ def _optimizer(view: View) -> OptimizerState | None:
     return read_state_dict(view.optimizer or {}) if len(parts) == 1 else None
 
 
+def _several(view: View) -> bool:
+    """Whether the checkpoint is a file with more than one optimizer in it: each has a part of the model."""
+    return len(list(plain.inside(view.mapping(Role.COMBINED) or {}, plain.OPTIMIZERS, "param_groups"))) > 1
+
+
 def _path(checkpoint: Checkpoint) -> str:
     part = checkpoint.first(Role.OPTIMIZER, Role.COMBINED)
     return part.path if part is not None else ""
@@ -176,13 +181,18 @@ def optimizer_fewer_than_weights(checkpoint: Checkpoint, context: Context) -> It
 
     **How to repair.** Nothing needs to be done, if part of the model was meant to be frozen.
 
-    **Known exceptions.** Buffers such as running means are not counted, and tied weights once.
+    **Known exceptions.** Buffers such as running means are not counted, and tied weights once. Of a file that holds
+    more than a model, its averages for one, the model's tensors count; several optimizers in it are not judged.
     """
     optimizer, trained = _optimizer(context.view), _trained(context.view)
-    if optimizer is None or trained is None or not optimizer.numbered:
+    if optimizer is None or trained is None or not optimizer.numbered or _several(context.view):
         return
+    mixed = checkpoint.has(Role.COMBINED) and context.view.weights
+    own = {id(ref) for ref in mixed.values()} if mixed else set(map(id, trained.values()))
     floats = [
-        ref for name, ref in trained.items() if not name.endswith(_BUFFERS) and not ref.dtype.startswith(_INTEGERS)
+        ref
+        for name, ref in trained.items()
+        if id(ref) in own and not name.endswith(_BUFFERS) and not ref.dtype.startswith(_INTEGERS)
     ]
     count = len({(ref.storage_id, ref.chunks) if ref.chunks else id(ref) for ref in floats})
     if len(optimizer.ids) < count:

@@ -38,7 +38,8 @@ def name_count(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     quantity = _COUNTED.get(checkpoint.layout)
     path = os.path.basename(os.path.abspath(context.run.root)) if checkpoint.path == "." else checkpoint.path
     name = os.path.basename(path)
-    named = by_name(checkpoint.layout).number(name) if quantity is not None else None
+    layout = by_name(checkpoint.layout)
+    named = layout.number(name) if layout.names(name) else None  # others are names that somebody else gave
     if quantity is None or named is None:
         return
     if checkpoint.layout == "mmengine" and _EPOCH.match(name):

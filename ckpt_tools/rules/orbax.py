@@ -90,7 +90,8 @@ def item_incomplete(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
             lost = []
         if lost:
             message = f"{lost[0]} is missing" if len(lost) == 1 else f"{len(lost):,} files of an item are missing"
-            yield Hit(message, item, detail=_lost(lost) if len(lost) > 1 else ())
+            detail = (*(_lost(lost) if len(lost) > 1 else ()), "a restore of the item stops")
+            yield Hit(message, item, detail=detail)
 
 
 def _of_tree(checkpoint: Checkpoint, context: Context, prefix: str) -> Iterator[str]:
@@ -204,10 +205,25 @@ def ocdbt_damaged(part: Part, context: Context) -> Iterator[Hit]:
     yield from relay(part, context, "ocdbt-damaged")
 
 
+@rule("CK276", "array-chunk-damaged", Severity.ERROR, Part, impact=None)
+def array_chunk_damaged(part: Part, context: Context) -> Iterator[Hit]:
+    """A chunk of an array that Orbax saved without OCDBT is no whole frame of its compression, or gives too few bytes.
+
+    **Why it matters.** tensorstore stops at it, and the array cannot be restored.
+
+    **How to repair.** Copy it from where the checkpoint was written; otherwise take another step.
+
+    **Known exceptions.** Frames are walked and not decompressed: a changed value inside of one shows only against a
+    manifest. Chunks of zarr 3 and of other compressions than Zstandard, Blosc and gzip are not looked into.
+    """
+    yield from relay(part, context, "array-chunk-damaged")
+
+
 RULES: tuple[Rule, ...] = (
     item_missing,
     item_incomplete,
     step_not_committed,
     store_left_over,
     ocdbt_damaged,
+    array_chunk_damaged,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 
 from ckpt_tools.model.checkpoint import Checkpoint, Part
@@ -61,7 +63,8 @@ def pending_journal(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     it back too. The result is the old state or the new one, never a mixture.
     """
     for edit in context.view.pending:
-        advice = "`ckpt undo` takes it back, `ckpt repair --write` settles it"
+        path = shlex.quote(os.path.normpath(os.path.join(context.run.root, checkpoint.path)))
+        advice = f"`ckpt undo {path}` takes it back, `ckpt repair --write {path}` settles it"
         yield Hit(f"an edit was not finished: {edit}", help=advice)
 
 

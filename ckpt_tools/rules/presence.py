@@ -1,16 +1,15 @@
-"""CK1xx: files that are missing, files that are no files, and names that mislead a loader."""
+"""CK1xx: parts of a checkpoint that are missing, and names that mislead a loader."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 
 from ckpt_tools.containers.pickle_names import several
 from ckpt_tools.core.listing import Kind, Listing
 from ckpt_tools.layouts import by_name
-from ckpt_tools.layouts.match import beside, has_role, is_export, is_file, weights_only
-from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
+from ckpt_tools.layouts.match import beside, is_export, is_file, others_have, weights_only
+from ckpt_tools.model.checkpoint import Checkpoint, Role
 from ckpt_tools.model.findings import (
     BREAKS_ALL,
     BREAKS_INFERENCE,
@@ -42,12 +41,6 @@ def _saved_to_resume(checkpoint: Checkpoint, context: Context) -> bool:
 def _lacks(checkpoint: Checkpoint, context: Context, role: Role) -> bool:
     """Return whether a file is missing that the save had already come past."""
     return not checkpoint.has(role) and role not in context.view.unwritten
-
-
-def _others_have(checkpoint: Checkpoint, context: Context, role: Role) -> str | None:
-    """Return the name of a checkpoint of the same training that has a file with ``role``; a few are looked at."""
-    few = islice(beside(context.run, checkpoint), 16)
-    return next((name for name, listing in few if has_role(listing, checkpoint.layout, role)), None)
 
 
 def _directories(listing: Listing) -> Iterator[str]:
@@ -114,7 +107,7 @@ def optimizer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     name = by_name(checkpoint.layout).usual(Role.OPTIMIZER)
     if checkpoint.layout == "hf-trainer":
         yield Hit(f"{name} is missing", detail=(_BOTH, _COST))
-    elif checkpoint.has(Role.SCHEDULER) or _others_have(checkpoint, context, Role.OPTIMIZER):
+    elif checkpoint.has(Role.SCHEDULER) or others_have(context.run, checkpoint, Role.OPTIMIZER):
         yield Hit(f"{name} is missing", detail=(f"load_state would stop: no such file {name}",), impact=BREAKS_RESUME)
 
 
@@ -135,7 +128,7 @@ def scheduler_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     if context.view.elsewhere not in (None, "FSDP"):
         return
     name = by_name(checkpoint.layout).usual(Role.SCHEDULER)
-    other = _others_have(checkpoint, context, Role.SCHEDULER)
+    other = others_have(context.run, checkpoint, Role.SCHEDULER)
     if checkpoint.layout == "hf-trainer":
         yield Hit(f"{name} is missing", detail=(_BOTH, _COST))
     elif other:
@@ -157,36 +150,6 @@ def rng_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if _saved_to_resume(checkpoint, context) and _lacks(checkpoint, context, Role.RNG):
         name = by_name(checkpoint.layout).usual(Role.RNG)
         yield Hit(f"{name} is missing: a resume works, and randomness differs")
-
-
-@rule("CK110", "not-a-regular-file", Severity.ERROR, Checkpoint, impact=None)
-def not_a_regular_file(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """Under the name of a file is a directory, a pipe, a socket, or a link that leads nowhere or in a circle.
-
-    **Why it matters.** Loaders test for a regular file and take it as missing; a directory called `optimizer.pt` stops
-    a resume. Such an entry is never opened here: opening a pipe would wait for ever.
-
-    **How to repair.** For a dangling link bring back what it points to: in a Hugging Face cache the `blobs` directory
-    has to be copied along.
-    """
-    for part in checkpoint.parts:
-        if not part.stat.is_file:
-            target = f"points to {part.stat.link}" if part.stat.link else ""
-            impact = _as_missing(part, checkpoint, context)
-            yield Hit(
-                f"is a {part.stat.kind}, not a regular file",
-                part.path,
-                detail=(target,) if target else (),
-                severity=Severity.WARNING if impact.harmless else None,
-                impact=impact,
-            )
-
-
-def _as_missing(part: Part, checkpoint: Checkpoint, context: Context) -> Impact:
-    """The Trainer asks for a regular file, and any directory with ``optimizer`` in its name counts as one."""
-    need = context.view.need(part.role)
-    trap = part.role is Role.OPTIMIZER and part.stat.kind is Kind.DIRECTORY
-    return need.missing if checkpoint.layout == "hf-trainer" and not trap else need.damaged
 
 
 @rule("CK116", "saved-without-optimizer", Severity.NOTE, Checkpoint, impact=BREAKS_RESUME)
@@ -213,7 +176,7 @@ def saved_without_optimizer(checkpoint: Checkpoint, context: Context) -> Iterato
         yield Hit("weights alone: nothing here to resume from")
     elif not checkpoint.has(Role.RNG) and checkpoint.has(Role.TRAINER_STATE):
         yield Hit("saved without optimizer, scheduler and random state (save_only_model)")
-    elif checkpoint.layout == "accelerate" and not _others_have(checkpoint, context, Role.OPTIMIZER):
+    elif checkpoint.layout == "accelerate" and not others_have(context.run, checkpoint, Role.OPTIMIZER):
         yield Hit("saved without optimizer and scheduler")
 
 
@@ -233,7 +196,7 @@ def config_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     model = checkpoint.has(Role.WEIGHTS) or context.view.elsewhere
     if not model or not _lacks(checkpoint, context, Role.CONFIG) or checkpoint.has(Role.ADAPTER):
         return
-    other = None if is_export(context.run, checkpoint) else _others_have(checkpoint, context, Role.CONFIG)
+    other = None if is_export(context.run, checkpoint) else others_have(context.run, checkpoint, Role.CONFIG)
     if other:
         fix = Fix(f"copy it from {other}", True, "copy-beside", {"name": "config.json", "from": other})
         yield Hit("config.json is missing", detail=(f"{other} has one",), fix=fix)
@@ -284,81 +247,12 @@ def scaler_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if not _lacks(checkpoint, context, Role.SCALER) or arguments.get("bf16") is True or arguments.get("deepspeed"):
         return
     half = arguments.get("fp16") is True and arguments.get("half_precision_backend") != "apex"
-    other = _others_have(checkpoint, context, Role.SCALER)
+    other = others_have(context.run, checkpoint, Role.SCALER)
     if other:
         severity = Severity.ERROR if half else None
         yield Hit("scaler.pt is missing", detail=(f"{other} has one",), severity=severity)
     elif half and "cuda" in (context.view.mapping(Role.RNG) or {}):
         yield Hit("scaler.pt is missing", detail=("the arguments say fp16, and the run was on a GPU",))
-
-
-@rule("CK120", "rank-files-gap", Severity.WARNING, Checkpoint, impact=DEGRADES_RESUME)
-def rank_files_gap(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The per-rank files of the random state are not one for each of 0, 1, 2 ...
-
-    **Why it matters.** A rank without its file starts with fresh random states and says so in a log line at most.
-
-    **How to repair.** Nothing needs to be done unless the run has to be reproducible.
-
-    **Known exceptions.** With disks local to each node, a node has the files of its own ranks only; such a directory
-    has no weights. Fewer files than ranks planned for is CK123.
-    """
-    ranks = {part.rank for part in checkpoint.of(Role.RNG) if part.rank is not None}
-    if not ranks or is_file(context.run):
-        return
-    others = [part.rank for part in checkpoint.of(Role.CHUNKS, Role.MODEL_STATES) if part.rank is not None]
-    whole = 0 in others or checkpoint.has(Role.WEIGHTS, Role.ADAPTER, Role.TRAINER_STATE)
-    lowest = 0 if whole else min(ranks)
-    lost = max(ranks) + 1 - lowest - len(ranks)
-    if lost:
-        gap = islice((str(rank) for rank in range(lowest, max(ranks)) if rank not in ranks), 10)
-        yield Hit(f"no random state of rank {several(gap, lost)}, but of rank {max(ranks)}")
-    written = max((0, *(rank + 1 for rank in others), *(each.world_size or 0 for each in context.view.assemblies)))
-    if written > max(ranks) + 1 and lowest == 0:
-        names = several(map(str, range(max(ranks) + 1, written)[:10]), written - max(ranks) - 1)
-        yield Hit(f"no random state of rank {names}, and {written:,} ranks wrote the rest")
-    plain = next((part for part in checkpoint.of(Role.RNG) if part.rank is None), None)
-    if plain is not None:
-        detail = "one process reads the former, several the latter: one of them is of another save"
-        yield Hit(f"{plain.path} and per-rank files side by side", plain.path, detail=(detail,), impact=HARMLESS)
-
-
-@rule("CK123", "world-size", Severity.WARNING, Checkpoint, impact=DEGRADES_RESUME)
-def world_size(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """The checkpoint was written by another number of processes than the resume is planned for (`--world-size`).
-
-    **Why it matters.** Weights, optimizer and scheduler of these layouts do not depend on it. New ranks start with
-    fresh random states, and the order of the data differs.
-
-    **How to repair.** Resume with as many processes as wrote it, or accept that it is not reproducible.
-    """
-    wanted, files = context.settings.world_size, [part.rank for part in checkpoint.of(Role.RNG)]
-    written = max((rank + 1 for rank in files if rank is not None), default=1 if files else 0)
-    if wanted is None or not written or wanted == written or is_file(context.run):
-        return
-    if context.view.elsewhere == "DeepSpeed":  # which has a rule of its own
-        return
-    new = f"ranks {written} to {wanted - 1}" if wanted - written > 1 else f"rank {wanted - 1}"
-    fate = f"{new} would start with fresh random states" if wanted > written else "randomness differs"
-    if checkpoint.layout == "hf-trainer" and 1 in (wanted, written):
-        fate = (
-            "no rank would find its random state" if wanted > 1 else "the one process would not find its random state"
-        )
-    yield Hit(f"written by {written} {'process' if written == 1 else 'processes'}, planned for {wanted}: {fate}")
-
-
-@rule("CK122", "symbolic-link", Severity.NOTE, Checkpoint)
-def symbolic_link(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """Some files of the checkpoint are symbolic links.
-
-    **Why it matters.** A Hugging Face cache is made of links and that is fine. A copy that does not follow them copies
-    names without contents, and an edit would change the file behind the link: nothing is written through one here.
-
-    **How to repair.** Nothing needs to be done; copy with `cp -L` or `rsync -L`.
-    """
-    linked = [part.path for part in checkpoint.parts if part.stat.link and part.stat.is_file]
-    if linked:
-        yield Hit(f"{len(linked)} of {len(checkpoint.parts)} files are symbolic links: {several(linked)}")
 
 
 @rule("CK124", "misleading-entry", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
@@ -388,13 +282,9 @@ RULES: tuple[Rule, ...] = (
     optimizer_missing,
     scheduler_missing,
     rng_missing,
-    not_a_regular_file,
     saved_without_optimizer,
     config_missing,
     adapter_config_missing,
     scaler_missing,
-    rank_files_gap,
-    world_size,
-    symbolic_link,
     misleading_entry,
 )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
+from ckpt_tools.layouts import by_name
 from ckpt_tools.layouts.match import beside, is_export, is_file, is_newest
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
@@ -194,10 +195,16 @@ def duplicate_step(run: Run, context: Context) -> Iterator[Hit]:
     **Why it matters.** Which of the two a trainer takes depends on the order in which the system lists them.
 
     **How to repair.** Rename the one that is not meant, to a name that does not begin with `checkpoint-`.
+
+    **Known exceptions.** Checkpoints that are files are named by whoever resumes: Lightning's `step=6-v1.ckpt` beside
+    `step=6.ckpt`, or a loop's `model_6.pt` and `optimizer_6.pt`, mean no harm. So does
+    `global_step4_universal` beside the `global_step4` that DeepSpeed made it from.
     """
     for checkpoints in _groups(run):
         for first, second in pairwise(checkpoints):
-            if first.step == second.step:
+            single = by_name(first.layout).single and by_name(second.layout).single
+            converted = f"{first.path}_universal" == second.path
+            if first.step == second.step and not single and not converted:
                 yield Hit(f"{first.path} and {second.path} are the same step", related=(first.path, second.path))
 
 

@@ -15,6 +15,7 @@ from ckpt_tools.layouts.match import (
     is_newest,
     is_oldest,
     open_stray,
+    others_have,
     run_directory,
     weights_only,
 )
@@ -29,7 +30,7 @@ from ckpt_tools.model.findings import (
     Severity,
     Verdict,
 )
-from ckpt_tools.rules.base import Context, Hit, Rule, rule
+from ckpt_tools.rules.base import Context, Hit, Rule, rule, unless_dead
 
 _TEMPORARY = re.compile(r"\.tmp[0-9A-Za-z]{6}\Z")
 _STEP = re.compile(r"tmp-checkpoint-(\d+)\Z")
@@ -42,7 +43,7 @@ def save_interrupted(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **Why it matters.** The Trainer writes `trainer_state.json` last and picks the checkpoint with the highest number
     without looking inside: the resume dies with `FileNotFoundError`. accelerate writes `random_states_0.pkl` last;
-    without it a resume works and randomness differs.
+    without it alone a resume works and randomness differs, without the optimizer before it `load_state` stops.
 
     **How to repair.** Resume from an older checkpoint (`ckpt latest RUN`) and set this one aside.
 
@@ -82,12 +83,25 @@ def save_interrupted(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
             help=_fall_back(context),
         )
         return
+    lost = [role for role in _STOPPING if role in context.view.unwritten]
+    needed = next((role for role in lost if others_have(context.run, checkpoint, role)), None)
+    if needed is not None and not context.view.elsewhere:
+        yield Hit(
+            f"the save did not end: {missing}, which is written last, is missing",
+            detail=(f"load_state would stop: no such file {layout.usual(needed)}", *detail),
+            help=_fall_back(context),
+        )
+        return
     yield Hit(
         f"the save may not have ended: {missing}, which is written last, is missing",
         detail=("a resume works, and randomness differs", *detail),
         severity=Severity.WARNING,
         impact=DEGRADES_RESUME,
     )
+
+
+_STOPPING = (Role.OPTIMIZER, Role.SCHEDULER)
+"""What accelerate's ``load_state`` asks for without looking: as many of them as the loop has prepared."""
 
 
 def _progress(checkpoint: Checkpoint, context: Context) -> Iterator[str]:
@@ -132,7 +146,7 @@ def save_in_progress(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
         return
     age = _age(checkpoint, context)
     if age is not None and age < settings.settle_ns:
-        detail = f"a file in it changed {age / 1e9:.0f} s ago; unfinished ones count as interrupted after "
+        detail = f"a file in it changed {age / 1e9:.0f} s ago; it counts as interrupted after "
         detail += f"{settings.settle_ns / 1e9:.0f} s of quiet"
     elif _grows(checkpoint.listing):
         detail = "it grew while it was looked at"
@@ -141,7 +155,7 @@ def save_in_progress(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     missing = by_name(checkpoint.layout).usual(by_name(checkpoint.layout).commit or Role.MARKER)
     yield Hit(
         "the checkpoint is being written",
-        detail=(f"{missing}, which is written last, is not there yet", detail),
+        detail=(f"{missing}, which is written last, is not there yet", detail, unless_dead(context)),
         help=_fall_back(context),
         severity=Severity.NOTE if settings.allow_in_progress else None,
     )
@@ -182,7 +196,7 @@ def empty_checkpoint(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **How to repair.** Remove the directory (`rmdir`).
     """
-    if context.view.empty and not is_file(context.run):
+    if context.view.empty and not is_file(context.run) and not checkpoint.listing.errors:
         yield Hit("the directory is empty", detail=tuple(_oldest(checkpoint, context)), help=_fall_back(context))
 
 

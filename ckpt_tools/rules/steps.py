@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
-from ckpt_tools.layouts.assembly_zero import tag_of
+from ckpt_tools.layouts.assembly_zero import reads_schedule, skipped, tag_of
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role
 from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, HARMLESS, Severity, Spot
 from ckpt_tools.model.tensors import TensorRef
-from ckpt_tools.model.values import Value, as_mapping
+from ckpt_tools.model.values import Value, as_mapping, real
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _EXACT, _SINGLE = 1e-9, 1e-6
@@ -44,8 +44,10 @@ def _is_lambda(view: View) -> bool:
 
 def _paired(view: View) -> bool:
     """Whether there is one optimizer and one schedule, which then belong together: stages of a pipeline have more."""
-    tag = tag_of(view) if view.elsewhere == "DeepSpeed" else None
-    if tag is not None and len(tag.parallel) > 1:
+    tag = tag_of(view)
+    if tag is not None and (
+        len(tag.parallel) > 1 or (view.checkpoint.has(Role.SCHEDULER) and not reads_schedule(view))
+    ):
         return False
     return all(len(list(view.checkpoint.of(role))) <= 1 for role in (Role.OPTIMIZER, Role.SCHEDULER, Role.COMBINED))
 
@@ -55,7 +57,7 @@ class _Steps:
     """The trainer's, the schedule's and the optimizer's step.
 
     ``rates`` is whether the last two agree on the rates, ``mixed`` whether the log tells that both are of another
-    step.
+    step, ``skipped`` how many steps both may lag behind.
     """
 
     trainer: int
@@ -63,6 +65,11 @@ class _Steps:
     optimizer: int | None
     rates: bool | None
     mixed: bool
+    skipped: int
+
+    def lags(self, step: int) -> bool:
+        """Whether a step is behind the trainer's by no more than was skipped."""
+        return 0 <= self.trainer - step <= self.skipped
 
     @property
     def multiple(self) -> bool:
@@ -86,12 +93,12 @@ class _Steps:
 def _steps(view: View) -> _Steps | None:
     """Return the steps of a Trainer checkpoint, None where another framework counts or nothing is stated."""
     trainer = _integer((view.state or {}).get("global_step"))
-    if trainer is None or view.elsewhere is not None or not _paired(view):
+    if trainer is None or not reads_schedule(view) or not _paired(view):
         return None
     schedule = _integer((view.scheduler or {}).get("last_epoch")) if _is_lambda(view) else None
     counted = [number for value in view.numbers("optimizer-step") if (number := _integer(value)) is not None]
     mixed = schedule is not None and _mixed(view, schedule, trainer)
-    return _Steps(trainer, schedule, max(counted, default=None), _rates_agree(view), mixed)
+    return _Steps(trainer, schedule, max(counted, default=None), _rates_agree(view), mixed, skipped(view))
 
 
 def _mixed(view: View, schedule: int, trainer: int) -> bool:
@@ -101,7 +108,7 @@ def _mixed(view: View, schedule: int, trainer: int) -> bool:
     has a rate that was logged when the trainer was there, and the rate logged last is another.
     """
     history, last = (view.state or {}).get("log_history"), view.number("last-lr")
-    if not isinstance(history, list) or last is None or trainer - schedule < 2 or view.checkpoint.has(Role.SCALER):
+    if not isinstance(history, list) or last is None or trainer - schedule < 2 or skipped(view):
         return False
     rates = {
         entry["step"]: entry["learning_rate"]
@@ -116,6 +123,9 @@ def _mixed(view: View, schedule: int, trainer: int) -> bool:
 def _rates(view: View, left: str, right: str) -> list[tuple[int, float, float]] | None:
     """Return ``(group, left, right)`` where two quantities disagree, None where they cannot be compared."""
     groups, ours, theirs = _groups(view), view.numbers(left), view.numbers(right)
+    if tag_of(view) is not None:  # every rank has a copy of each rate, and CK575 compares them
+        key = left.replace("-", "_")
+        ours = [rate for group in groups if (rate := real(group.get(key))) is not None]
     if not groups or not len(ours) == len(theirs) == len(groups) or not _paired(view) or not _is_lambda(view):
         return None
     if any("scheduled_lr" in group for group in groups):  # schedule-free optimizers keep a rate of their own
@@ -198,7 +208,7 @@ def scheduler_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
     steps = _steps(context.view)
     if steps is None or steps.schedule in (None, steps.trainer, checkpoint.step) or steps.apart or steps.multiple:
         return  # CK501 tells it where the directory's name agrees with the schedule
-    if steps.schedule < steps.trainer and checkpoint.has(Role.SCALER):
+    if steps.lags(steps.schedule):
         return
     together = steps.schedule == steps.optimizer
     alone = steps.schedule > steps.trainer or steps.optimizer == steps.trainer
@@ -223,14 +233,14 @@ def optimizer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterato
 
     **Known exceptions.** Steps that a gradient scaler skipped. Parameters that got no gradient have a lower step:
     only the highest counts. Optimizers without a count (SGD, schedule-free). Where the schedule lags as much, see
-    CK502.
+    CK502. DeepSpeed's have CK572: with stage 3 some count more than one for a step.
     """
-    steps = _steps(context.view)
+    steps = _steps(context.view) if tag_of(context.view) is None else None
     if steps is None or steps.optimizer is None or steps.apart or steps.optimizer in (steps.trainer, steps.schedule):
         return
     above = steps.optimizer > steps.trainer
     few = not above and 10 * steps.optimizer >= 9 * steps.trainer
-    if few or checkpoint.step == steps.optimizer or (not above and checkpoint.has(Role.SCALER)):
+    if few or checkpoint.step == steps.optimizer or steps.lags(steps.optimizer):
         return
     yield Hit(
         f"the optimizer is at step {steps.optimizer:,}, the trainer at {steps.trainer:,}",
@@ -356,7 +366,12 @@ def scheduler_unusable(part: Part, context: Context) -> Iterator[Hit]:
     loop of one's own may keep its schedule as it likes.
     """
     content = context.content(part) if part.role is Role.SCHEDULER and part.layout == "hf-trainer" else None
-    if content is None or not content.readable or content.container not in part.containers or context.view.elsewhere:
+    if (
+        content is None
+        or not content.readable
+        or content.container not in part.containers
+        or not reads_schedule(context.view)
+    ):
         return
     value = as_mapping(content.value)
     if value is None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from ckpt_tools.layouts.match import is_file
-from ckpt_tools.layouts.tracking import Tracked, of_checkpoint, of_run
+from ckpt_tools.layouts.tracking import Tracked, family, of_checkpoint, of_run
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import BREAKS_RESUME, DEGRADES_RESUME, Fix, Purpose, Severity, Verdict
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
@@ -14,11 +14,17 @@ from ckpt_tools.rules.base import Context, Hit, Rule, rule
 _USABLE = (Verdict.READY, Verdict.DEGRADED)
 
 
-def _family(run: Run, tracked: Tracked) -> list[Checkpoint]:
+def _family(run: Run, tracked: Tracked, context: Context) -> list[Checkpoint]:
     """Return the checkpoints that a tracker is for, from the newest down."""
-    mine = [each for each in run.checkpoints if os.path.dirname(each.path) == tracked.home and each.path != "."]
-    mine = [each for each in mine if tracked.layout.name in each.layouts]
-    return sorted(mine, key=lambda each: (each.step is not None, each.step or 0), reverse=True)
+    steps = {each.path: _step(each, context) for each in run.checkpoints}
+    mine = family(tracked, run.checkpoints)
+    return sorted(mine, key=lambda each: (steps[each.path] is not None, steps[each.path] or 0), reverse=True)
+
+
+def _step(checkpoint: Checkpoint, context: Context) -> int | None:
+    """Return the step of a name, or what is inside where the name tells none: ``model_final.pth``."""
+    view = context.views.get(checkpoint.path) if checkpoint.step is None else None
+    return view.step if view is not None else checkpoint.step
 
 
 def _good(run: Run, tracked: Tracked, context: Context) -> Checkpoint | None:
@@ -27,7 +33,7 @@ def _good(run: Run, tracked: Tracked, context: Context) -> Checkpoint | None:
     return next(
         (
             each
-            for each in _family(run, tracked)
+            for each in _family(run, tracked, context)
             if each.path in judged and judged[each.path][Purpose.RESUME] is Verdict.READY
         ),
         None,
@@ -61,20 +67,23 @@ def _silent(tracked: Tracked, listing_names: frozenset[str]) -> bool:
 
 @rule("CK130", "tracker-missing", Severity.WARNING, Run)
 def tracker_missing(run: Run, context: Context) -> Iterator[Hit]:
-    """The file that names the checkpoint to resume from is missing: `latest`, `latest_checkpointed_iteration.txt`.
+    """The file that names the checkpoint to resume from is missing: `latest`, `latest_checkpointed_iteration.txt`,
+    `checkpoint` of TensorFlow, `last_checkpoint` of detectron2 and MMEngine.
 
-    **Why it matters.** DeepSpeed returns nothing after a warning, and Megatron warns: both then train from scratch
-    beside checkpoints that are whole.
+    **Why it matters.** DeepSpeed returns nothing after a warning, Megatron warns, `tf.train.latest_checkpoint` gives
+    None, detectron2 and MMEngine find nothing to resume: all then train from scratch beside checkpoints that are whole.
 
     **How to repair.** `ckpt repair --write RUN` writes it for the newest one that can be resumed.
 
     **Known exceptions.** Loops that save with `save_latest=False` and name a tag when they load. What
-    `ds_to_universal` made has `latest_universal` instead.
+    `ds_to_universal` made has `latest_universal` instead. Of TensorFlow, detectron2 and MMEngine, which are passed on
+    as files, a single one is no run; what `tf.train.Checkpoint.write` wrote, and what MMEngine saved into an `out_dir`,
+    is named elsewhere or nowhere.
     """
     for tracked in of_run(run):
         if tracked.said is not None or _silent(tracked, frozenset(run.listing.files)):
             continue
-        if all(_saving(each, context) for each in _family(run, tracked)):
+        if all(_saving(each, context) for each in _family(run, tracked, context)):
             continue  # the first save has not come to it yet
         told, fix = _rewritten(run, tracked, context)
         yield Hit(
@@ -97,7 +106,7 @@ def tracker_unreadable(run: Run, context: Context) -> Iterator[Hit]:
 
     **Known exceptions.** A line break at the end, also that of Windows, is no fault: loaders strip it.
     """
-    for tracked in of_run(run):
+    for tracked in of_run(run, lost=False):
         if tracked.said is None or tracked.target is not None:
             continue
         told, fix = _rewritten(run, tracked, context)
@@ -114,15 +123,17 @@ def _what_it_says(tracked: Tracked) -> str:
 def tracker_dangling(run: Run, context: Context) -> Iterator[Hit]:
     """The file that names the checkpoint to resume from names one that is not there.
 
-    **Why it matters.** The loader follows it and stops; it does not look for another one.
+    **Why it matters.** The loader follows it and stops; it does not look for another one. TensorFlow's
+    `latest_checkpoint` gives None instead, so that a training starts from scratch.
 
     **How to repair.** Copy the missing checkpoint again, or let `ckpt repair --write RUN` name the newest good one.
     """
-    for tracked in of_run(run):
+    for tracked in of_run(run, lost=False):
         if tracked.target is None or tracked.there:
             continue
         told, fix = _rewritten(run, tracked, context)
-        yield Hit(f"it names {tracked.target}, which is not here", tracked.path, help=told, fix=fix)
+        message = f"it names {tracked.target}, which is not here"
+        yield Hit(message, tracked.path, detail=(tracked.tracker.dangling,), help=told, fix=fix)
 
 
 @rule("CK133", "tracker-behind", Severity.NOTE, Run)
@@ -136,9 +147,9 @@ def tracker_behind(run: Run, context: Context) -> Iterator[Hit]:
 
     **Known exceptions.** A warning where a newer one is whole; a note where the newer ones are not.
     """
-    for tracked in of_run(run):
+    for tracked in of_run(run, lost=False):
         named = _named(run, tracked)
-        newer = [each for each in _family(run, tracked) if named is not None and _later(each, named)]
+        newer = [each for each in _family(run, tracked, context) if named is not None and _later(each, named, context)]
         if named is None or not newer or not tracked.tracker.followed:
             continue
         whole = [
@@ -161,8 +172,9 @@ def _named(run: Run, tracked: Tracked) -> Checkpoint | None:
     return next((each for each in run.checkpoints if tracked.means(each)), None)
 
 
-def _later(one: Checkpoint, other: Checkpoint) -> bool:
-    return one.step is not None and other.step is not None and one.step > other.step
+def _later(one: Checkpoint, other: Checkpoint, context: Context) -> bool:
+    first, second = _step(one, context), _step(other, context)
+    return first is not None and second is not None and first > second
 
 
 @rule("CK134", "tracker-names-broken", Severity.ERROR, Run)
@@ -174,20 +186,23 @@ def tracker_names_broken(run: Run, context: Context) -> Iterator[Hit]:
 
     **How to repair.** `ckpt repair --write RUN` names the newest good one.
     """
-    for tracked in of_run(run):
+    for tracked in of_run(run, lost=False):
         named = _named(run, tracked)
         if named is None or named.path not in context.judged or not tracked.tracker.followed:
             continue
         if context.judged[named.path][Purpose.RESUME] is not Verdict.BROKEN:
             continue
         told, fix = _rewritten(run, tracked, context)
+        view = context.views.get(named.path)
+        unknown = bool(named.listing.errors or (view is not None and view.errors))
+        detail = () if told else ("no other checkpoint of the run can",)
         yield Hit(
-            f"it names {tracked.target}, which cannot be resumed",
+            f"it names {tracked.target}, which cannot be {'read' if unknown else 'resumed'}",
             tracked.path,
-            detail=() if told else ("no other checkpoint of the run can",),
+            detail=("it may be whole: look at its permissions, and at the disk, first",) if unknown else detail,
             related=(named.path,),
             help=told,
-            fix=fix,
+            fix=None if unknown else fix,
         )
 
 

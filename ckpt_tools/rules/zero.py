@@ -15,7 +15,7 @@ from ckpt_tools.layouts.match import beside, is_file, is_newest
 from ckpt_tools.model.checkpoint import Checkpoint, Role
 from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, HARMLESS, Impact, Severity, Verdict
 from ckpt_tools.model.values import as_mapping
-from ckpt_tools.rules.base import Context, Hit, Rule, rule
+from ckpt_tools.rules.base import Context, Hit, Rule, rule, unless_dead
 
 _SAVING = Impact(Verdict.IN_PROGRESS, Verdict.IN_PROGRESS)
 _OWN = ("deepspeed", "lightning-deepspeed")  # others write something of their own after DeepSpeed
@@ -211,15 +211,17 @@ def prefix_mixed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
 @rule("CK155", "pipeline-layer-missing", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)
 def layer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """Layers of a pipeline have no file (`layer_NN-model_states.pt`), though they have parameters, or had one before.
+    """Layers of a pipeline have no file (`layer_NN-model_states.pt`), though they have tensors, or had one before.
 
     **Why it matters.** The weights of a pipeline are in these files only; a resume stops at the first that is missing.
+    Where a layer lacks one of its tensor-parallel slices, DeepSpeed cuts another one up.
 
     **How to repair.** If every node wrote to its own disk, bring the files together. Otherwise fall back to an older
     tag (`ckpt latest RUN`).
 
-    **Known exceptions.** Layers that are plain functions have no file. A gap alone is a note: what tells are the
-    optimizer's parameters, and the other tags of the run.
+    **Known exceptions.** Layers that are plain functions have no file, modules without tensors have an empty one, and
+    the tag does not say which a layer is. A gap alone is a note: what tells are the names of parameters and buffers,
+    the optimizer's number of parameters, and the other tags of the run.
     """
     census = _census(context)
     if census is None or not census.tag.of("layer"):
@@ -231,6 +233,10 @@ def layer_missing(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
     if missing:
         text = f"layer {numbers(missing)} of the pipeline is missing"
         yield Hit(text, census.tag.folder, detail=(f"no file layer_{missing[0]:02d}-model_states.pt",))
+    if census.missing_slices:
+        layer, which = census.missing_slices[0]
+        text = f"layer {numbers([layer for layer, _ in census.missing_slices])} of the pipeline lacks slices"
+        yield Hit(text, census.tag.folder, detail=(f"no file layer_{layer:02d}-model_{which:02d}-model_states.pt",))
     if gaps:
         text = f"layer {numbers(gaps)} of the pipeline has no file: it is a function, or its file is lost"
         yield Hit(text, census.tag.folder, severity=Severity.NOTE, impact=HARMLESS)
@@ -282,13 +288,23 @@ def zero_save_in_progress(checkpoint: Checkpoint, context: Context) -> Iterator[
     ahead = _ahead(checkpoint, context)
     if age is None or age >= settings.settle_ns or (census.complete and not ahead):
         return
-    said = f"{LATEST} names {ahead}" if ahead else "files are missing, or cut short"
+    said = f"{LATEST} still names {ahead}" if ahead else _unwritten(census)
+    since = f"a file in it changed {age / 1e9:.0f} s ago; it counts as interrupted after "
+    since += f"{settings.settle_ns / 1e9:.0f} s of quiet"
     yield Hit(
         "the tag is being written",
         census.tag.folder,
-        detail=(said, f"a file in it changed {age / 1e9:.0f} s ago; quiet for {settings.settle_ns / 1e9:.0f} s counts"),
+        detail=(said, since, unless_dead(context)),
         severity=Severity.NOTE if settings.allow_in_progress else None,
     )
+
+
+def _unwritten(census: Census) -> str:
+    """Tell what a save has yet to write."""
+    cut, lacking = census.cut, len(census.lacking)
+    said = [f"{lacking:,} {'file is' if lacking == 1 else 'files are'} not there yet"] if lacking else []
+    said += [f"{cut[0]} is not whole" if len(cut) == 1 else f"{len(cut):,} files are not whole"] if cut else []
+    return ", ".join(said)
 
 
 def _newest(checkpoint: Checkpoint, context: Context) -> bool:

@@ -17,13 +17,16 @@ from ckpt_tools.model.findings import (
     DEGRADES_ALL,
     DEGRADES_RESUME,
     HARMLESS,
+    Impact,
     Severity,
+    Verdict,
 )
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Opaque, as_mapping, whole
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
 _ADAM = {"exp_avg", "exp_avg_sq"}
+_NOT_WHOLE = Impact(Verdict.READY, Verdict.DEGRADED)
 
 
 def _tag(context: Context) -> Tag | None:
@@ -205,7 +208,8 @@ def universal_pieces_missing(checkpoint: Checkpoint, context: Context) -> Iterat
 
     **How to repair.** Convert the tag again (`python -m deepspeed.checkpoint.ds_to_universal`).
 
-    **Known exceptions.** Frozen parameters and buffers have weights alone, and other optimizers other moments.
+    **Known exceptions.** Frozen parameters and buffers have weights alone, and other optimizers other moments. Of stage
+    3 no step is stored; where one parameter of a group has a `step.pt`, all of them need it.
     """
     tag = None if is_file(context.run) else tag_of(context.view)
     if tag is None or not tag.universal:
@@ -215,7 +219,16 @@ def universal_pieces_missing(checkpoint: Checkpoint, context: Context) -> Iterat
         pieces.setdefault(file.name, set()).add(file.prefix)
     trained = [name for mp in tag.parallel for group in tag.shapes(mp) for name in group]
     moments = any(held - {"fp32", "step"} for held in pieces.values())
-    lacking = {name: what for name in trained if (what := _lacking(pieces.get(name, set()), moments=moments))}
+    stepped = {
+        name
+        for mp in tag.parallel
+        for group in tag.shapes(mp)
+        for name in (group if any("step" in pieces.get(each, ()) for each in group) else ())
+    }
+    wanted = {name: {"fp32", "step"} if name in stepped else {"fp32"} for name in trained}
+    lacking = {
+        name: what for name in trained if (what := _lacking(pieces.get(name, set()), wanted[name], moments=moments))
+    }
     if lacking:
         name, what = next(iter(lacking.items()))
         weights = any("fp32" in each for each in lacking.values())
@@ -234,26 +247,29 @@ def universal_pieces_missing(checkpoint: Checkpoint, context: Context) -> Iterat
         yield Hit(text, f"{prefix}tmp", severity=Severity.WARNING, impact=HARMLESS)
 
 
-def _lacking(held: set[str], *, moments: bool) -> list[str]:
-    """Return what a parameter has to have: weights, and moments where others have some, Adam's as a pair."""
-    wanted = {"fp32"}
+def _lacking(held: set[str], wanted: set[str], *, moments: bool) -> list[str]:
+    """Return what a parameter lacks of ``wanted`` and of the moments, where others have some; Adam's are a pair."""
     if moments and (held & _ADAM or not held - {"fp32", "step"}):
-        wanted |= _ADAM
+        wanted = wanted | _ADAM
     return sorted(wanted - held)
 
 
 @rule("CK376", "zero-shape-mismatch", Severity.ERROR, Checkpoint, impact=BREAKS_RESUME)
 def shape_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
-    """A weight in the model states has another shape than the optimizer's list of parameters says, or is missing.
+    """A weight in the model states has another shape than the optimizer's list of parameters says.
 
     **Why it matters.** The file was put together from two models: the optimizer trains what the model does not have.
+    The layers of a pipeline, in files of their own, must have all of their parameters, too.
 
-    **How to repair.** Take the model states from another tag of the run.
+    **How to repair.** Take the model states, or the layer, from another tag of the run.
 
-    **Known exceptions.** Stage 3, whose model states have placeholders, and layers and experts with files of their own.
+    **Known exceptions.** Stage 3, whose model states have placeholders, and experts with files of their own.
     """
     tag = None if is_file(context.run) else tag_of(context.view)
-    if tag is None or tag.universal or tag.stage == 3 or tag.of("layer"):
+    if tag is None or tag.universal or tag.stage == 3:
+        return
+    if tag.of("layer"):
+        yield from _layers(tag)
         return
     for (_, mp), state in tag.models.items():
         module = as_mapping(state.get("module")) or {}
@@ -265,6 +281,49 @@ def shape_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
                     yield Hit(text, next(f.path for f, _ in tag.of("model") if f.mp == mp))
 
 
+def _layers(tag: Tag) -> Iterator[Hit]:
+    """Yield the files of layers that are those of others by their names or shapes; each slice may have its own."""
+    wanted: dict[str, set[tuple[int, ...]]] = {}
+    for mp in tag.parallel:
+        for group in tag.shapes(mp):
+            for name, shape in group.items():
+                wanted.setdefault(name, set()).add(shape)
+    for file, part in tag.of("layer"):
+        held = tag.read(part)
+        mine = ((name, shapes) for name, shapes in wanted.items() if name.startswith(f"{file.layer}."))
+        for name, shapes in mine if held is not None else ():
+            ref = (held or {}).get(name.partition(".")[2])
+            if not isinstance(ref, TensorRef) or ref.shape not in shapes:
+                has = f"has the shape {list(ref.shape)}" if isinstance(ref, TensorRef) else "is not in it"
+                text = f"{name} {has}, the optimizer's parameter {list(min(shapes))}"
+                yield Hit(text, file.path, impact=BREAKS_ALL)
+                break
+
+
+@rule("CK379", "zero-frozen-left-out", Severity.NOTE, Checkpoint, impact=_NOT_WHOLE)
+def frozen_left_out(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
+    """Saved without the frozen parameters (`save_checkpoint(..., exclude_frozen_parameters=True)`), with ZeRO 2 or 3.
+
+    **Why it matters.** What was not trained is not in the checkpoint: the model is whole only together with the weights
+    that it began with. `load_checkpoint` stops (`Missing key(s) in state_dict`) unless it is called with
+    `load_module_strict=False`.
+
+    **How to repair.** Nothing is broken: load the base weights first. To have all in one checkpoint, save without that
+    argument.
+
+    **Known exceptions.** An adapter, or gathered weights, that lie beside it. Of stages 0 and 1 nothing tells.
+    """
+    tag = None if is_file(context.run) else tag_of(context.view)
+    if tag is None or not tag.unfrozen or context.view.weight_parts or checkpoint.has(Role.ADAPTER):
+        return
+    yield Hit(
+        "saved without the frozen parameters (exclude_frozen_parameters)",
+        tag.folder,
+        detail=(f"{len(context.view.weights):,} tensors are here: what is trained, and buffers",),
+        help="load the base weights first, then `load_checkpoint(..., load_module_strict=False)`",
+    )
+
+
 RULES: tuple[Rule, ...] = (
     partition_size,
     slices_differ,
@@ -273,4 +332,5 @@ RULES: tuple[Rule, ...] = (
     weights_incomplete,
     universal_pieces_missing,
     shape_mismatch,
+    frozen_left_out,
 )

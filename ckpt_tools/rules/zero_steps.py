@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from math import isclose
 
+from ckpt_tools.containers import reader
 from ckpt_tools.core.errors import SourceError
 from ckpt_tools.layouts.assembly_zero import tag_of
+from ckpt_tools.layouts.assembly_zero_names import parse_all
 from ckpt_tools.layouts.assembly_zero_tag import State, Tag
-from ckpt_tools.layouts.match import is_file
+from ckpt_tools.layouts.base import TORCH
+from ckpt_tools.layouts.match import beside, is_file
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint
 from ckpt_tools.model.findings import BREAKS_ALL, BREAKS_RESUME, DEGRADES_ALL, DEGRADES_RESUME, Severity, Spot
@@ -17,7 +21,10 @@ from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping, real, whole
 from ckpt_tools.rules.base import Context, Hit, Rule, rule
 
+_LOOKED_AT = 4
 _NAME = re.compile(r"global_step(\d{1,18})(?:_universal)?\Z")
+
+_ONE_COUNTER = "after a universal resume all sub-groups of stage 3 share one counter, which each of them advances"
 
 
 def _tag(context: Context) -> Tag | None:
@@ -124,23 +131,38 @@ def zero_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit
     **How to repair.** Compare with other tags of the run (`ckpt diff`); fall back to one whose files agree.
 
     **Known exceptions.** Steps that float16 skipped (`skipped_steps`). An optimizer that was started afresh on the
-    way lags for ever.
+    way lags for ever. A run of stage 3 that went on from a universal checkpoint counts every step once for each of its
+    sub-groups (DeepSpeed gives all of them one counter): a note.
     """
     tag = _tag(context)
     step = _step(tag) if tag is not None else None
     if tag is None or step is None:
         return
-    skipped = whole(tag.first.get("skipped_steps")) or 0
     found = {own for *_, own in _optimizer_steps(tag, context.view)}
     if len(found) != 1:
         return
     (own,) = found
-    if own > step or own < step - skipped - 1:
+    if own > step or own < step - tag.skipped - 1:
+        counted = _counted_often(tag, own, step)
         yield Hit(
             f"the optimizer is at step {own:,}, the model states at {step:,}",
             tag.folder,
-            detail=(f"{skipped:,} steps were skipped",),
+            detail=(_ONE_COUNTER if counted else f"{tag.skipped:,} steps were skipped",),
+            severity=Severity.NOTE if counted else None,
         )
+
+
+def _counted_often(tag: Tag, own: int, step: int) -> bool:
+    """Whether sub-groups of stage 3 share a counter, as after a universal resume, which also gives all one decay."""
+    shard = next(iter(tag.shards.values()))
+    times, decays = len(shard.flat), {group.get("weight_decay") for group in shard.groups}
+    return (
+        tag.stage == 3
+        and times > 1
+        and len(decays) < 2
+        and step < own <= times * step
+        and not (own - step) % (times - 1)
+    )
 
 
 @rule("CK573", "trainer-step-mismatch", Severity.WARNING, Checkpoint)
@@ -158,7 +180,7 @@ def trainer_step_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[
     step, trainer = _step(tag) if tag is not None else None, whole((context.view.state or {}).get("global_step"))
     if tag is None or step is None or trainer is None:
         return
-    slack = 1 + (whole(tag.first.get("skipped_steps")) or 0)
+    slack = 1 + tag.skipped
     if abs(step - trainer) > slack:
         path = next((path for path, _ in _models(tag)), tag.folder)
         yield Hit(f"the tag is of step {step:,}, the trainer's state of {trainer:,}", path)
@@ -226,11 +248,11 @@ def tag_name_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     """The tag is named for another step than its model states say.
 
     **Why it matters.** DeepSpeed names a tag for the step. A renamed directory, or one with the files of another tag,
-    is chosen as the wrong one.
+    is chosen as the wrong one. Where the other tags of the run have the names of their steps, it is a warning.
 
     **How to repair.** Compare it with the tag whose step it says; rename it, and set `latest`.
 
-    **Known exceptions.** Tags that a loop names itself. Lightning counts by itself.
+    **Known exceptions.** Tags that a loop names itself: those beside it do not fit either. Lightning counts by itself.
     """
     tag = _tag(context)
     name = (tag.folder or checkpoint.path.rpartition("/")[2]) if tag is not None else ""
@@ -239,7 +261,33 @@ def tag_name_mismatch(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]
     match, step = _NAME.match(name), _step(tag) if tag is not None else None
     if tag is not None and match and step is not None and int(match[1]) != step:
         text = f"the tag is named for step {int(match[1]):,}, its model states say {step:,}"
-        yield Hit(text, next((path for path, _ in _models(tag)), tag.folder))
+        severity = Severity.WARNING if _others_fit(checkpoint, context) else None
+        yield Hit(text, next((path for path, _ in _models(tag)), tag.folder), severity=severity)
+
+
+def _others_fit(checkpoint: Checkpoint, context: Context) -> bool:
+    """Return whether the tags beside are named for their steps; a few are looked at."""
+    told = islice(_steps_beside(checkpoint, context), _LOOKED_AT)
+    fitting = [named == step for named, step in told]
+    return bool(fitting) and all(fitting)
+
+
+def _steps_beside(checkpoint: Checkpoint, context: Context) -> Iterator[tuple[int, int]]:
+    """Yield the step in the name, and the one inside, of the other tags of the run."""
+    for name, listing in beside(context.run, checkpoint):
+        match = _NAME.match(name)
+        files = (file.path for file in parse_all(sorted(listing.files)) if file.kind == "model" and not file.folder)
+        path = next(files, None)
+        if match is None or path is None or not listing.files[path].is_file:
+            continue
+        try:
+            with listing.open(path) as source:
+                state = as_mapping(reader.open(source, TORCH).value) or {}
+        except SourceError:
+            continue
+        step = whole(state.get("global_steps"))
+        if step is not None:
+            yield int(match[1]), step
 
 
 @rule("CK577", "zero-states-unusable", Severity.ERROR, Checkpoint, impact=BREAKS_ALL)

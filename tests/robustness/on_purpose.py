@@ -44,9 +44,6 @@ ON_PURPOSE: tuple[Row, ...] = (
     Row("(orbax|flax).*", "(.*/)?d/.*", "bit", _DEEP, "nodes of OCDBT have CRCs"),
     Row(ANY, ANY, "bit", _SEAL, "no checksum inside"),
     Row(
-        "tensorflow/.*", r".*\.data-.*", "bit", _SEAL, "the graph of objects is no tensor, and its CRC is not compared"
-    ),
-    Row(
         "(tensorflow|mmengine).*",
         "checkpoint|last_checkpoint",
         "bit",
@@ -56,7 +53,7 @@ ON_PURPOSE: tuple[Row, ...] = (
     # Files that are checkpoints by themselves: without one there is one checkpoint less.
     Row(
         "(detectron2|timm|ultralytics/weights|mmengine|keras|flax/(legacy|msgpack)|lightning/.*)",
-        "[^/]*",
+        "(?!last_checkpoint)[^/]*",
         "deleted",
         _NOBODY,
         "each file is a checkpoint: a rotation deletes the same",
@@ -72,20 +69,36 @@ ON_PURPOSE: tuple[Row, ...] = (
         _WARNING,
         "training starts afresh, and says so; some name a tag",
     ),
-    Row("tensorflow/manager", "checkpoint", "deleted", _NOBODY, "models are passed on without it"),
+    Row(
+        "tensorflow/manager|detectron2|mmengine",
+        "checkpoint|last_checkpoint",
+        "deleted",
+        _WARNING,
+        "training starts afresh; files are passed on without it",
+    ),
     Row("tensorflow/manager", "checkpoint", "half", _NOBODY, "the first line, which names the newest, is whole"),
     # TensorFlow's shards are bare numbers.
     Row("tensorflow/.*", r".*\.data-.*", "zeros|swapped|of another step", _DEEP, "numbers may be zero; the CRCs tell"),
     Row("tensorflow/.*", r".*\.index", "swapped|of another step", _DEEP, "offsets are the same; the CRCs tell"),
     # Whole files at the place of others: nothing in them says which rank or step they are of.
     Row(
-        "dcp/files-per-item|dcp/hf-.*|dcp/rank-local|fsdp/.*",
-        r".*(distcp|safetensors|\.metadata|\.bin|\.pkl|\.pth)",
-        WHOLE,
+        "dcp/files-per-item|fsdp/.*",
+        r".*\.distcp",
+        "swapped",
         _SEAL,
-        "two of the same sizes: no rank is written inside",
+        "pieces of the same shapes and types, and no piece has a name",
     ),
-    Row("dcp/run|torchtitan|olmo-core", r".*(\.metadata|\.distcp)", "of another step", _SEAL, "two of the same sizes"),
+    Row(
+        "dcp/hf-writer", ".*", "swapped", _SEAL, "a header says where its pieces belong; the name of a file is nothing"
+    ),
+    Row("fsdp/.*", ".*(random_states|rng_state).*", "swapped", _SEAL, "each rank has another's randomness, no more"),
+    Row(
+        "dcp/run|torchtitan|olmo-core",
+        r".*(\.metadata|\.distcp)",
+        "of another step",
+        _SEAL,
+        "pieces of the same shapes and types; parameters may have steps of their own",
+    ),
     Row(
         "olmo-core",
         "step.*/train/.*|.*config.*|.*json",
@@ -94,35 +107,45 @@ ON_PURPOSE: tuple[Row, ...] = (
         "every rank has a step of its own",
     ),
     Row("torchtitan|dcp/run", ".*", "of another step", _WARNING, "the step inside is not that of the name"),
-    Row("deepspeed/.*", ".*_states.pt", "swapped", _SEAL, "partitions of equal sizes: no rank is written inside"),
-    Row("deepspeed/moe.*", ".*expert.*", "swapped", _WARNING, "all experts of one rank come out right"),
-    Row("deepspeed/stage0", ".*", "of another step", _NOTE, "a loop may name its tags as it likes"),
-    Row("deepspeed/.*", ".*model_states.pt", "of another step", _WARNING, "weights come from the partitions; it loads"),
+    Row("deepspeed/moe.*", ".*expert_[01]_.*", "swapped", _WARNING, "both are experts of rank 0: they come out right"),
+    Row("deepspeed/trainer-stage3.*", ".*model_states.pt", "swapped", _WARNING, "all ranks say the same in theirs"),
+    Row(
+        "deepspeed/universal-stage3",
+        ".*model_states.pt",
+        "swapped",
+        _SEAL,
+        "all ranks take from that of rank 0 what all say alike",
+    ),
+    Row("deepspeed/.*", ".*model_states.pt", "of another step", _WARNING, "it loads, at another step"),
     Row(
         "deepspeed/trainer.*",
-        f"{_CKPT}(model.safetensors|scheduler.pt)",
+        f"{_CKPT}model.safetensors",
         "of another step",
         _SEAL,
-        "neither is read by a resume with DeepSpeed's engine; numbers alone",
+        "a resume takes DeepSpeed's partitions; numbers alone",
     ),
     Row("megatron/legacy", ".*", "swapped", _SEAL, "parts of tensor-parallel ranks have the same shapes"),
     # What a layout can do without.
     Row(
-        "deepspeed/pipeline.*", ".*layer_.*", "deleted", _NOTE, "layers that are functions have no file; a gap is noted"
+        "deepspeed/pipeline.*",
+        ".*layer_01.*",
+        "deleted",
+        _NOTE,
+        "the empty file of a module without tensors: a function has none, and nothing says which a layer is",
     ),
     Row(
         "deepspeed/universal-stage1",
-        ".*/(step|fp32).pt",
+        ".*/(frozen.*|scale)/fp32.pt",
         "deleted",
         _SEAL,
-        "the loader lists what is there; what was frozen is never asked for",
+        "DeepSpeed asks for what is trained alone",
     ),
     Row(
         "deepspeed/universal-stage3",
-        ".*zero_pp.*",
+        ".*zero_pp_rank_1_.*",
         "deleted",
         _SEAL,
-        "a universal tag is loaded by any number of ranks: that of the writer says nothing",
+        "any number of ranks loads, and all read the model states of rank 0",
     ),
     Row("(deepspeed|fsdp)/trainer.*", f"{_CKPT}training_args.bin", ANY, _WARNING, "no resume reads it"),
     Row(
@@ -157,7 +180,9 @@ ON_PURPOSE: tuple[Row, ...] = (
     ),
     Row("fsdp/.*", "scheduler.bin", "deleted", _SEAL, "a loop need not have one, and no other checkpoint shows one"),
     Row("llama-recipes/full", ".*optimizer-.*", "deleted", _NOTE, "saved where it was asked for"),
-    Row("llama-recipes/.*", ".*(train_params.yaml|README.md)", ANY, _SEAL, "for people: no loader reads it"),
+    Row(
+        "(llama-recipes|deepspeed)/.*", ".*(train_params.yaml|README.md)", ANY, _SEAL, "for people: no loader reads it"
+    ),
     Row("dcp/hf-consolidated", "sharded/.*", ANY, _SEAL, "what the files above were made of; nobody reads it again"),
     Row(
         "dcp/hf-writer",
@@ -166,6 +191,8 @@ ON_PURPOSE: tuple[Row, ...] = (
         _SEAL,
         "neither index nor metadata: tensors that were whole in it are forgotten",
     ),
+    Row("megatron/torch-dist-current", ".*/integrity.json", "deleted", _SEAL, "written and read where it is asked for"),
+    Row("megatron/torch-dist-current", ".*/integrity.json", "(?!deleted|bit).*", _WARNING, "read where asked for"),
     Row("megatron/nemo2", ".*/model.yaml", ANY, _SEAL, "for people: NeMo reads io.json"),
     Row("megatron/nemo2", ".*/io.json", "deleted", _WARNING, "a resume has the model of its script"),
     # Orbax: bookkeeping that no restore needs.
@@ -179,9 +206,6 @@ ON_PURPOSE: tuple[Row, ...] = (
     Row("(orbax|flax)/.*", "(.*/)?(_sharding|array_metadatas/.*)", ANY, _SEAL, "hints; a restore goes without"),
     Row("(orbax|flax)/.*", "(.*/)?_CHECKPOINT_METADATA", GONE_OR_OTHER, _SEAL, "old versions wrote none; times alone"),
     Row("(orbax|flax)/.*", "(.*/)?(d/.*|metadata|manifest.ocdbt)", WHOLE, _SEAL, "a whole file of another step"),
-    Row(
-        "orbax/zarr", r"[^/]*\.(bias|kernel)/[\d.]*", "half|one byte less|zeros", _SEAL, "compressed numbers, no header"
-    ),
 )
 
 

@@ -41,6 +41,10 @@ def flipped(name: str, place: float) -> Damage:
     return damage
 
 
+def zeroed(name: str) -> Damage:
+    return lambda directory: (directory / name).write_bytes(bytes((directory / name).stat().st_size)) and None
+
+
 def cut_all(pattern: str, fraction: float = 0.5) -> Damage:
     def damage(directory: Path) -> None:
         found = list(directory.glob(pattern))
@@ -94,6 +98,18 @@ TENSORFLOW = (
     Case("shard empty", TF, cut(DATA, 0), {"CK134", "CK203"}, NEWEST, BROKEN, False),
     Case("shard longer", TF, appended(DATA), {"CK271"}, NEWEST, READY, True),
     Case("shard flipped", TF, flipped(DATA, 0.1), {"CK134", "CK401"}, NEWEST, BROKEN, False, deep=True),
+    Case("graph of objects flipped", TF, flipped(DATA, 0.5), {"CK134", "CK401"}, NEWEST, BROKEN, False, deep=True),
+    Case("length of a text flipped", TF, flipped(DATA, 0.255), {"CK134", "CK401"}, NEWEST, BROKEN, False, deep=True),
+    Case("pointer lost", TF, without("checkpoint"), {"CK130"}, NEWEST, READY, True),
+    Case(
+        "pointer behind",
+        TF,
+        pointing_at("checkpoint", 'model_checkpoint_path: "ckpt-2"\n'),
+        {"CK133"},
+        NEWEST,
+        READY,
+        True,
+    ),
     Case("directory of a save", TF, with_file("ckpt-4_temp/part-00000-of-00001.index"), {"CK172"}, NEWEST, READY, True),
     Case("pointer of a save", TF, with_file("checkpoint.tmp0f1e2d"), {"CK172"}, NEWEST, READY, True),
     Case(
@@ -139,6 +155,12 @@ ORBAX_CASES = (
     ),
     Case("item in its temporary place", ORBAX, inside("10", with_copy("state", "more.orbax-checkpoint-tmp")),
          {"CK176"}, "10", READY, True),
+    Case("chunk cut", ZARR, cut("dense.kernel/0.0"), {"CK203"}, ".", BROKEN, False),
+    Case("chunk without its last byte", ZARR, cut("dense.kernel/0.0", 0.999), {"CK203"}, ".", BROKEN, False),
+    Case("chunk longer", ZARR, appended("dense.kernel/0.0"), {"CK276"}, ".", BROKEN, False),
+    Case("chunk zeroed", ZARR, zeroed("dense.kernel/0.0"), {"CK276"}, ".", BROKEN, False),
+    Case("chunk of another array", ZARR, with_copy("head.kernel/0.0", "dense.kernel/0.0"), {"CK276"}, ".", BROKEN,
+         False),
     Case("chunk lost", ZARR, without("dense.kernel/0.0"), {"CK174"}, ".", BROKEN, False),
     Case("array lost", ZARR, without("dense.kernel"), {"CK174"}, ".", BROKEN, False),
     Case("description lost", ZARR, without("head.bias/.zarray"), {"CK174"}, ".", BROKEN, False),

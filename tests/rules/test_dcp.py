@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import ckpt_tools
+from ckpt_tools.core.listing import FileStat, Kind
 from ckpt_tools.layouts import assembly_dcp_blobs
+from ckpt_tools.layouts import assembly_dcp_fit as fit
+from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Part, Role, Slot
 from ckpt_tools.model.findings import Severity
 from tests.conftest import ENTRIES, FIXTURES
 from tests.rules import damage
@@ -24,6 +32,7 @@ ALL = ("CK",)
 READY, BROKEN, NO_RESUME = ("ready", "ready"), ("broken", "broken"), ("broken", "ready")
 PLAIN, LOCAL = "dcp/plain", "dcp/rank-local"
 BINS, BIN, MOMENTS = "fsdp/fsdp2-rank-bins", "pytorch_model_fsdp_0_rank", "optimizer_0_rank"
+LEGACY, FLAT = "fsdp/fsdp1-local", "pytorch_model_fsdp_rank"
 
 CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
     ("metadata lost", PLAIN, damage.without(".metadata"), {"CK101"}, BROKEN),
@@ -67,6 +76,9 @@ CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
     ("a rank's metadata lost", LOCAL, damage.without("__0.metadata"), {"CK143", "CK142", "CK362"}, BROKEN),
     ("the last rank's metadata lost", LOCAL, damage.without("__1.metadata"), {"CK143", "CK142", "CK362"}, BROKEN),
     ("all of the last rank lost", LOCAL, damage.without("__1*"), {"CK362"}, BROKEN),
+    ("metadata exchanged", LOCAL, dcp.exchanged("__0.metadata", "__1.metadata"), {"CK562"}, BROKEN),
+    ("a rank's metadata twice", LOCAL, damage.with_copy("__0.metadata", "__1.metadata"),
+     {"CK142", "CK361", "CK362", "CK562"}, BROKEN),
     ("a rank's data lost", LOCAL, damage.without("__1_0.distcp"), {"CK141"}, BROKEN),
     ("compressed, and cut", "dcp/zstd", damage.cut("__1_0.distcp", 0.5), {"CK360"}, BROKEN),
     ("compressed, and changed", "dcp/zstd", dcp.flipped("__1_0.distcp"), set(), READY),
@@ -85,6 +97,8 @@ CASES: list[tuple[str, str, Damage, set[str], tuple[str, str]]] = [
     ("the last one lost", "fsdp/fsdp2-rank-bins", damage.without("pytorch_model_fsdp_0_rank1.bin"), {"CK146"}, BROKEN),
     ("ranks exchanged", BINS, dcp.exchanged(f"{BIN}0.bin", f"{BIN}1.bin"), {"CK146"}, BROKEN),
     ("a rank's moments twice", BINS, damage.with_copy(f"{MOMENTS}0.bin", f"{MOMENTS}1.bin"), {"CK146"}, NO_RESUME),
+    ("flat ones exchanged", LEGACY, dcp.exchanged(f"{FLAT}0.bin", f"{FLAT}1.bin"), {"CK146", "CK701"}, BROKEN),
+    ("a flat one twice", LEGACY, damage.with_copy(f"{FLAT}0.bin", f"{FLAT}1.bin"), {"CK146", "CK701"}, BROKEN),
     ("a rank's file cut", BINS, damage.cut(f"{BIN}1.bin", 0.5), {"CK203"}, BROKEN),
     ("another step", BINS, dcp.with_number(f"{MOMENTS}1.bin", "state.first.bias.step", 4.0), {"CK148"}, NO_RESUME),
     (
@@ -228,6 +242,22 @@ def test_a_sample_is_opened_and_the_rest_is_said(copy_of: Copy, monkeypatch: pyt
     assert codes(judge(place, families=ALL, deep=True)) == {"CK293"}
 
 
+def test_damaged_weights_count_however_many_others_come_before_them(copy_of: Copy) -> None:
+    place = copy_of("dcp/run") / "step-4"
+    (made,) = View(ckpt_tools.open_run(str(place)).checkpoints[0]).assemblies
+    pieces = made.pieces["__1_0.distcp"]
+    names = [piece.fqn for piece in sorted(pieces, key=lambda piece: piece.extent.offset)]
+    assert names.index("first.weight") > 10
+    with (place / "__1_0.distcp").open("r+b") as file:
+        for piece in pieces:
+            file.seek(piece.extent.offset)
+            file.write(b"\xff" * 64)
+    report = judge(place, families=ALL)
+    assert codes(report) == {"CK293"}
+    assert verdicts(report) == BROKEN
+    assert len(finding(report, "CK293").detail) == 5
+
+
 def test_what_was_transformed_is_said_to_be_unchecked() -> None:
     report = judge(FIXTURES / "dcp/zstd", families=ALL)
     reasons = [each.reason for each in report.checkpoints[0].skipped]
@@ -255,3 +285,76 @@ def test_what_info_tells_of_it() -> None:
     assert described.progress.step == 3
     assert described.model is not None
     assert described.model.parameters == 64
+
+
+MIXED = [("__0_1.distcp",), ("__0_2.distcp",), ("__0_1.distcp", "__0_3.distcp")]
+
+
+@pytest.mark.parametrize("files", MIXED, ids=",".join)
+def test_data_files_of_two_steps(copy_of: Copy, files: tuple[str, ...]) -> None:
+    run = copy_of("olmo-core")
+    for file in files:
+        shutil.copyfile(run / f"step4/model_and_optim/{file}", run / f"step2/model_and_optim/{file}")
+    hit = finding(judge(run / "step2", families=ALL), "CK563")
+    assert f"step 4 in model_and_optim/{files[0]}" in hit.detail[0]
+    assert "CK563" not in codes(judge(run / "step4", families=ALL))
+
+
+def test_a_data_file_that_is_ahead_of_the_training(copy_of: Copy) -> None:
+    run = copy_of("dcp/run")
+    shutil.copyfile(run / "step-4/__0_0.distcp", run / "step-2/__0_0.distcp")
+    assert "CK563" in codes(judge(run / "step-2", families=ALL))
+    assert "CK563" not in codes(judge(run / "step-4", families=ALL))
+
+
+LLAMA = [f"layers.{layer}.{name}.weight" for layer in range(6) for name in ("wq", "wk", "wv", "wo", "norm")]
+BEGUN_LATE: dict[str, Callable[[str], bool]] = {
+    "all at once": lambda name: False,
+    "layers": lambda name: int(name.split(".")[1]) < 3,
+    "every other layer": lambda name: int(name.split(".")[1]) % 2 == 0,
+    "one kind": lambda name: "norm" in name,
+    "half of the kinds": lambda name: "wq" in name or "wv" in name,
+    "one parameter": lambda name: name == LLAMA[0],
+    "one kind of one layer": lambda name: name.startswith("layers.0.w"),
+}
+
+
+def _of_two_steps(file_of: Callable[[str], str], step_of: Callable[[str], float], training: float = 9) -> bool:
+    """Return whether this is told of a model whose optimizer counts, and stores, each parameter so."""
+    slots = tuple(
+        Slot("optimizer-step", replace(PART, path=file_of(name)), name, step_of(name), editable=False) for name in LLAMA
+    )
+    keys = SimpleNamespace(state_of=lambda name: (name, "step"))
+    view = SimpleNamespace(numbers=lambda quantity: [training] if quantity == "step" else [])
+    return fit.of_two_steps(cast(Any, SimpleNamespace(slots=slots, keys=keys, view=view))) is not None
+
+
+PART = Part("", Role.CHUNKS, "dcp", (), FileStat(Kind.FILE, 1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("late", BEGUN_LATE)
+def test_parameters_that_began_later_are_no_mixture(late: str) -> None:
+    def step_of(name: str) -> float:
+        return 4.0 if BEGUN_LATE[late](name) else 9.0
+
+    assert not _of_two_steps(lambda name: "one", step_of)
+    assert not _of_two_steps(lambda name: f"{LLAMA.index(name) % 2}", step_of)
+    assert not _of_two_steps(lambda name: f"{BEGUN_LATE[late](name)}", step_of)  # even where each has a file of its own
+
+
+def test_parameters_ahead_of_the_training_are_a_mixture() -> None:
+    def step_of(name: str) -> float:
+        return 9.0 if name == LLAMA[0] else 4.0
+
+    assert _of_two_steps(lambda name: f"{step_of(name)}", step_of, training=4)
+    assert not _of_two_steps(lambda name: f"{step_of(name)}", step_of, training=9)
+    assert not _of_two_steps(lambda name: f"{step_of(name)}", step_of, training=7)
+    assert not _of_two_steps(lambda name: f"{LLAMA.index(name) % 2}", step_of, training=4)
+
+
+def test_files_alone_that_tell_steps_apart_are_a_mixture() -> None:
+    def file_of(name: str) -> str:
+        return f"{LLAMA.index(name) % 2}"
+
+    assert _of_two_steps(file_of, lambda name: 4.0 if file_of(name) == "0" else 9.0)
+    assert not _of_two_steps(file_of, lambda name: 4.0 if name == LLAMA[0] else 5.0 if file_of(name) == "0" else 9.0)

@@ -91,6 +91,11 @@ def stepped_by_hand(held: dict[str, Any]) -> None:
     held["lr_schedulers"][0]["last_epoch"] = 2
 
 
+def averaged(held: dict[str, Any]) -> None:
+    """What the callback for stochastic weight averaging leaves: torch's SWALR, begun at a step of its own."""
+    held["lr_schedulers"] = [{"_anneal_strategy": "cos", "anneal_epochs": 10, "base_lrs": [0.05], "last_epoch": 12}]
+
+
 def of_another_version(held: dict[str, Any]) -> None:
     held["loops"] = {"fit_loop": {"epoch_loop.batch_loop.optimizer_loop.optim_progress": {}}}
 
@@ -101,6 +106,7 @@ CASES: list[tuple[str, Change, set[str], tuple[str, str]]] = [
     ("another step of the schedule", other_schedule, {"CK582"}, ("degraded", "ready")),
     ("saved inside of a batch", inside_a_batch, set(), ("ready", "ready")),
     ("a schedule that the module steps", stepped_by_hand, set(), ("ready", "ready")),
+    ("a schedule of weight averaging", averaged, set(), ("ready", "ready")),
     ("loops of an older version", of_another_version, set(), ("ready", "ready")),
 ]
 
@@ -115,6 +121,47 @@ def test_numbers_that_disagree(change: Change, expected: set[str], verdict: tupl
     assert codes(report) == expected
     assert verdicts(report, NEWEST) == verdict
     assert codes(judge(run / NEWEST, families=("CK58",))) == expected
+
+
+def test_two_files_of_one_step_are_no_trouble(copy_of: Copy) -> None:
+    run = copy_of(RUN)
+    shutil.copy(run / NEWEST, run / "epoch=1-step=8-v1.ckpt")
+    assert codes(judge(run, families=("CK6",))) == set()
+
+
+def two_optimizers(held: dict[str, Any]) -> None:
+    """As a GAN has them: each trains half of the model."""
+    (state,) = held["optimizer_states"]
+    group = state["param_groups"][0]
+    halves = (group["params"][:2], group["params"][2:])
+    held["optimizer_states"] = [
+        {"state": {n: state["state"][i] for n, i in enumerate(half)}, "param_groups": [group | {"params": [0, 1]}]}
+        for half in halves
+    ]
+
+
+def averages(held: dict[str, Any]) -> None:
+    held["ema_state_dict"] = {name: value.clone() for name, value in held["state_dict"].items()}
+
+
+@pytest.mark.parametrize("change", [two_optimizers, averages])
+def test_a_part_of_the_file_is_not_taken_for_frozen(change: Change, copy_of: Copy) -> None:
+    run = copy_of(RUN)
+    changed(run / NEWEST, change)
+    assert codes(judge(run, families=("CK51",)), Severity.NOTE) == set()
+
+
+def test_scores_that_nothing_was_compared_with_are_infinite(copy_of: Copy) -> None:
+    report = judge(copy_of(RUN), families=("CK40",), deep=True)
+    assert codes(report, Severity.NOTE) == set()
+    run = copy_of(RUN, "bad")
+    changed(run / NEWEST, not_a_number)
+    assert codes(judge(run, families=("CK40",), deep=True), Severity.NOTE) == {"CK402"}
+
+
+def not_a_number(held: dict[str, Any]) -> None:
+    for state in held["callbacks"].values():
+        state["kth_value"].fill_(float("nan"))
 
 
 def test_renamed(copy_of: Copy) -> None:

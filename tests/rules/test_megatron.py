@@ -1,4 +1,4 @@
-"""CK160-CK167 and the layouts of Megatron and NeMo."""
+"""CK160-CK169 and the layouts of Megatron and NeMo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import ckpt_tools
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
+from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.rules.megatron import _rank_names
 from tests.conftest import ENTRIES, FIXTURES
 from tests.rules import damage
@@ -23,6 +24,7 @@ from tests.rules.judge import codes, finding, judge, verdicts
 Copy = Callable[..., Path]
 
 DIST, LEGACY, NEMO = "megatron/torch-dist", "megatron/legacy", "megatron/nemo2"
+CURRENT = "megatron/torch-dist-current"
 ITER, NAMED = "iter_0000003", "tiny--val_loss=3.20-step=3-consumed_samples=12.0-last"
 ALL = ("CK",)
 READY, BROKEN, NO_RESUME = ("ready", "ready"), ("broken", "broken"), ("broken", "ready")
@@ -51,11 +53,28 @@ def distributed(held: Any) -> None:
     held["args"].use_distributed_optimizer, held["args"].no_save_optim = True, False
 
 
-def of_today(directory: Path) -> None:
-    """Later versions keep the common state among the chunks, and ``metadata.json`` says nothing of it."""
-    (directory / "common.pt").unlink()
-    said = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    (directory / "metadata.json").write_text(json.dumps(said))
+def without_arguments(held: Any) -> None:
+    del held["args"]
+
+
+def experts(directory: Path) -> None:
+    """Two ranks, each the tensor rank and the expert rank of its number: experts that are not cut themselves."""
+    (directory / "mp_rank_00").rename(directory / "mp_rank_00_000")
+    (directory / "mp_rank_01").rename(directory / "mp_rank_01_001")
+
+    def told(held: Any) -> None:
+        held["args"].expert_model_parallel_size, held["args"].expert_tensor_parallel_size = 2, 1
+
+    for rank in ("mp_rank_00_000", "mp_rank_01_001"):
+        changed(f"{rank}/model_optim_rng.pt", told)(directory)
+
+
+def optimizers_of_each_rank(directory: Path) -> None:
+    """As once: the optimizer lay in a directory of each data-parallel rank."""
+    for rank in ("mp_rank_00", "mp_rank_01"):
+        changed(f"{rank}/model_optim_rng.pt", distributed)(directory)
+        (directory / f"{rank}_000_000").mkdir()
+        shutil.copy2(directory / rank / "model_optim_rng.pt", directory / f"{rank}_000_000" / "optim.pt")
 
 
 def sealed(directory: Path) -> None:
@@ -78,7 +97,8 @@ def test_healthy_ones_are_silent(name: str) -> None:
 
 
 CASES: list[tuple[str, str, str, Damage, set[str], tuple[str, str]]] = [
-    ("as today's version writes it", DIST, ITER, of_today, set(), READY),
+    ("today's, chunks of a rank lost", CURRENT, ITER, damage.without("__1_0.distcp"), {"CK141", "CK165"}, BROKEN),
+    ("today's, killed while it finished", CURRENT, ITER, damage.without("metadata.json"), {"CK161", "CK165"}, BROKEN),
     ("killed before the metadata", DIST, ITER, damage.without(".metadata", "metadata.json"), {"CK101"}, BROKEN),
     ("killed while it finished", DIST, ITER, damage.without("metadata.json"), {"CK161"}, BROKEN),
     ("the same without common.pt", DIST, ITER, damage.without("metadata.json", "common.pt"), {"CK161"}, BROKEN),
@@ -103,6 +123,18 @@ CASES: list[tuple[str, str, str, Damage, set[str], tuple[str, str]]] = [
         {"CK160"},
         BROKEN,
     ),
+    (
+        "a rank lost, and no arguments",
+        LEGACY,
+        ITER,
+        damage.together(
+            changed("mp_rank_01/model_optim_rng.pt", without_arguments), damage.without("mp_rank_00/model_optim_rng.pt")
+        ),
+        {"CK160"},
+        BROKEN,
+    ),
+    ("experts that are not cut", LEGACY, ITER, experts, set(), READY),
+    ("an optimizer for each data-parallel rank", LEGACY, ITER, optimizers_of_each_rank, set(), READY),
     (
         "ranks of two iterations",
         LEGACY,
@@ -193,3 +225,98 @@ def test_the_mark_of_nemo(copy_of: Copy) -> None:
     assert codes(report) == {"CK167"}
     assert verdicts(report, NAMED) == NO_RESUME
     assert ckpt_tools.latest(str(run), settle=0).path is None
+    assert verdicts(judge(run / NAMED, families=("CK1",))) == NO_RESUME
+
+
+def test_the_common_state_is_found_among_the_chunks(copy_of: Copy) -> None:
+    run = copy_of(CURRENT)
+    checkpoint = open_run(run / ITER).checkpoints[0]
+    view = View(checkpoint)
+    assert not checkpoint.has(Role.COMMON)
+    assert [(slot.quantity, slot.value) for slot in view.slots] == [("step", 3), ("lr", 0.02)]
+    assert {slot.part.path for slot in view.slots} == {"__0_0.distcp"}
+    assert [each.world_size for each in view.assemblies] == [2]
+    (run / ITER).rename(run / "iter_0000007")
+    (run / "latest_checkpointed_iteration.txt").write_text("7")
+    report = judge(run, families=("CK1",))
+    assert codes(report) == {"CK164"}
+    assert "holds 3" in finding(report, "CK164").message
+
+
+def test_ranks_that_wrote_no_file_count(copy_of: Copy) -> None:
+    """Ranks that hold the same as others write nothing; the arguments tell of them."""
+    path = copy_of(DIST) / ITER
+
+    def of_eight(held: Any) -> None:
+        held["args"].world_size = 8
+
+    changed("common.pt", of_eight)(path)
+    assert [each.world_size for each in View(open_run(path).checkpoints[0]).assemblies] == [8]
+
+
+def test_the_real_digests_are_held_against_the_files(copy_of: Copy) -> None:
+    checkpoint = copy_of(CURRENT) / ITER
+    one_flipped("metadata.json")(checkpoint)
+    assert finding(judge(checkpoint, families=("CK166",), deep=True), "CK166").path.endswith("metadata.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "expected"),
+    [
+        (LEGACY, 3, {"CK169"}),
+        (LEGACY, 2, set()),
+        (LEGACY, 8, set()),
+        (DIST, 3, set()),
+        (CURRENT, 3, set()),
+    ],
+)
+def test_the_planned_number_of_ranks(name: str, ranks: int, expected: set[str]) -> None:
+    report = judge(FIXTURES / name / ITER, families=("CK1",), world_size=ranks)
+    assert codes(report) == expected
+    assert verdicts(report) == (NO_RESUME if expected else READY)
+
+
+def test_a_distributed_optimizer_in_buckets_cannot_be_cut_anew(copy_of: Copy) -> None:
+    path = copy_of(DIST) / ITER
+
+    def in_buckets(held: Any) -> None:
+        held["content_metadata"] = {"distrib_optim_sharding_type": "dp_reshardable"}
+
+    changed("common.pt", in_buckets)(path)
+    assert codes(judge(path, families=("CK1",), world_size=3)) == {"CK169"}
+    assert codes(judge(path, families=("CK1",), world_size=4)) == set()
+
+
+def test_of_several_ranks_the_slices_are_described() -> None:
+    path = FIXTURES / LEGACY / ITER
+    view = View(open_run(path).checkpoints[0])
+    (ranks,) = view.assemblies
+    assert (dict(ranks.weights), ranks.world_size) == ({}, 2)
+    assert ranks.outline["mp_rank_01/decoder.final_layernorm.weight"] == "float32 [4]"
+    assert len(ranks.outline) == 6
+    assert dict(ranks.described)["ranks"].startswith("2 with slices of 3 tensors: 200 numbers")
+    (skipped,) = (each.reason for each in judge(path).checkpoints[0].skipped if each.code == "CK3")
+    assert "they are not put together" in skipped
+
+
+def test_one_rank_holds_the_whole_model(copy_of: Copy, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = copy_of(LEGACY) / ITER
+    shutil.rmtree(path / "mp_rank_01")
+
+    def alone(held: Any) -> None:
+        held["args"].tensor_model_parallel_size = 1
+
+    changed("mp_rank_00/model_optim_rng.pt", alone)(path)
+    assert codes(judge(path, families=ALL, deep=True)) == set()
+    ckpt_tools.merge(str(path), str(tmp_path / "merged"))
+    from safetensors.torch import load_file
+
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    held = torch.load(path / "mp_rank_00/model_optim_rng.pt", weights_only=False)["model"]
+    assert set(merged) == {
+        "embedding.word_embeddings.weight",
+        "decoder.layers.0.mlp.linear_fc1.weight",
+        "decoder.final_layernorm.weight",
+    }
+    assert torch.equal(merged["embedding.word_embeddings.weight"], held["embedding"]["word_embeddings"]["weight"])

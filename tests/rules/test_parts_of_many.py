@@ -57,6 +57,58 @@ def test_the_help_names_what_latest_finds(copy_of: Copy, fixture: str, damage: D
     assert told in {finding.help for finding in ckpt_tools.verify(str(run), settle=0).all_findings()}
 
 
+NONE_GOOD = (
+    ("inference", "fsdp/trainer-sharded", without("checkpoint-2/optimizer_0/.metadata"), "--for inference"),
+    ("degraded", "fsdp/trainer-sharded", without("checkpoint-2/optimizer_0"), "--allow-degraded"),
+    ("nothing", "megatron/torch-dist", without("iter_0000003/common.pt"), "look for another copy"),
+)
+
+
+@pytest.mark.parametrize(("fixture", "damage", "told"), [c[1:] for c in NONE_GOOD], ids=[c[0] for c in NONE_GOOD])
+def test_where_none_is_good_the_help_says_what_is_left(copy_of: Copy, fixture: str, damage: Damage, told: str) -> None:
+    run = copy_of(fixture)
+    damage(run)
+    report = ckpt_tools.verify(str(run), settle=0)
+    (advice,) = {finding.help for finding in report.checkpoints[0].findings if finding.severity >= Severity.ERROR}
+    assert advice is not None
+    assert told in advice
+    found = ckpt_tools.latest(str(run), settle=0)
+    assert found.path is None
+    assert found.reasons()[-1].startswith("no checkpoint is good to resume from: ")
+    assert ("--allow-degraded" in found.reasons()[-1]) == (told == "--allow-degraded")
+
+
+def test_the_way_out_follows_what_the_finding_itself_advises(copy_of: Copy) -> None:
+    run = copy_of("dcp/run")
+    with_file("step-4/__1_0.distcp", bytes(4096))(run)
+    (zeros,) = (each for each in ckpt_tools.verify(str(run), settle=0).all_findings() if each.code == "CK202")
+    assert zeros.help == f"copy it again, or use another save; `ckpt latest {run}` finds step-2, which can be resumed"
+
+
+SAVING = (
+    ("dcp/run", "step-4", without("step-4/.metadata"), "CK109", ".metadata, which is written last, is not there yet"),
+    ("deepspeed/stage1-fp32", "global_step4", without("global_step4/mp_rank_00_model_states.pt"), "CK157", "1 file is"),
+    ("deepspeed/stage3-fp32", "global_step4", cut("global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt"), "CK157",
+     "zero_pp_rank_1_mp_rank_00_optim_states.pt is not whole"),
+    ("tensorflow/manager", "ckpt-3", without("ckpt-3.index"), "CK171", "it is written last"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("fixture", "name", "damage", "code", "first"), SAVING, ids=[f"{c[0]}-{c[3]}" for c in SAVING])
+def test_a_save_that_seems_to_go_on_says_what_to_do_if_it_does_not(
+    copy_of: Copy, fixture: str, name: str, damage: Damage, code: str, first: str
+) -> None:
+    run = copy_of(fixture)
+    damage(run)
+    report = ckpt_tools.verify(str(run), settle=3600)
+    (hit,) = (each for each in report.all_findings() if each.code == code)
+    assert verdicts(report, name)[0] == "in-progress"
+    assert hit.detail[0].startswith(first)
+    assert hit.detail[-1] == f"if no job is writing it: `ckpt verify --settle 0 {run}` looks at it as it is"
+    assert hit.help is not None
+    assert hit.help.startswith(f"`ckpt latest {run}` finds ")
+
+
 def test_a_tag_is_not_being_written_where_latest_names_one_that_is_gone(copy_of: Copy) -> None:
     run = copy_of("deepspeed/stage1-fp32")
     with_file("latest", b"global_step6")(run)

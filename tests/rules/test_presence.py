@@ -169,14 +169,6 @@ def test_a_single_checkpoint_is_judged_as_within_its_run(
     assert verdicts(report) == verdict
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e["healthy"]], ids=lambda entry: str(entry["path"]))
-def test_no_healthy_fixture_has_a_warning(entry: dict[str, Any]) -> None:
-    root = FIXTURES / entry["path"]
-    assert codes(judge(root)) == set()
-    for path in [root / name for name in entry["checkpoints"]]:
-        assert codes(judge(path)) == set()
-
-
 def test_a_single_file_has_no_missing_neighbours() -> None:
     for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
         assert codes(judge(FIXTURES / FULL / "checkpoint-4" / name), Severity.NOTE) == set()

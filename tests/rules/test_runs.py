@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.findings import Severity
-from tests.conftest import ENTRIES, FIXTURES
 from tests.rules import damage
 from tests.rules.damage import NOW_S, Damage
 from tests.rules.judge import codes, finding, judge
@@ -21,11 +20,6 @@ Copy = Callable[..., Path]
 
 FULL, STATE = "trainer5-full", "trainer_state.json"
 RUNS = ("CK6",)
-
-
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e["healthy"]], ids=lambda entry: str(entry["path"]))
-def test_healthy_runs_are_silent_but_for_their_end(entry: dict[str, Any]) -> None:
-    assert codes(judge(FIXTURES / entry["path"], families=RUNS), Severity.NOTE) <= {"CK603"}
 
 
 def with_old_run(run: Path) -> None:
@@ -185,6 +179,12 @@ def test_two_names_for_one_step(copy_of: Copy) -> None:
     report = judge(run)
     assert codes(report) == {"CK605"}
     assert finding(report, "CK605").related == ("checkpoint-0004", "checkpoint-4")
+
+
+def test_files_of_one_step_may_be_parts_of_one(copy_of: Copy, tmp_path: Path) -> None:
+    for name in ("model_2.pt", "optimizer_2.pt"):
+        shutil.copy(copy_of(FULL, name[0]) / "checkpoint-4" / "optimizer.pt", tmp_path / name)
+    assert codes(judge(tmp_path, families=("CK605",)), Severity.NOTE) == set()
 
 
 @pytest.mark.parametrize(

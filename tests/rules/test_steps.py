@@ -29,6 +29,8 @@ from tests.rules.damage_values import (
     values,
 )
 from tests.rules.judge import codes, finding, judge, verdicts
+from tests.zero.states import changed
+from tests.zero.states import values as states
 
 LAST = "trainer5-full/checkpoint-6"
 SGD, PLATEAU, GREEDY = (
@@ -67,8 +69,58 @@ def rate(key: str, value: float, place: int = 0) -> Callable[[Any], None]:
     return lambda state: state[key].__setitem__(place, value)
 
 
+ZERO1, ZERO3 = "deepspeed/trainer-stage1/checkpoint-2", "deepspeed/trainer-stage3/checkpoint-4"
+SHARDED = "fsdp/trainer-sharded/checkpoint-2"
+
+
+def model_states(**entries: Any) -> Damage:
+    """Change what DeepSpeed's model states say."""
+    return lambda directory: (
+        [changed(path.name, states(**entries))(path.parent) for path in directory.glob("global_step*/*model_states.pt")]
+        and None
+    )
+
+
 CASES = [
     Case("nothing", FULL, damage.nothing, set(), READY),
+    Case("a schedule of a later step, DeepSpeed", ZERO1, of_step(4, SCHEDULER), {"CK505"}, RESUME_DEGRADED),
+    Case("a schedule of another step, DeepSpeed", ZERO3, of_step(2, SCHEDULER), {"CK504"}, RESUME_DEGRADED),
+    Case(
+        "a schedule that DeepSpeed does not read",
+        ZERO3,
+        together(of_step(2, SCHEDULER), model_states(lr_scheduler={"last_batch_iteration": 3})),
+        set(),
+        READY,
+    ),
+    Case(
+        "steps that float16 skipped, DeepSpeed",
+        ZERO3,
+        together(in_torch(SCHEDULER, values(last_epoch=3)), model_states(skipped_steps=1)),
+        set(),
+        READY,
+    ),
+    Case(
+        "more of them than DeepSpeed says",
+        ZERO3,
+        in_torch(SCHEDULER, values(last_epoch=3)),
+        {"CK502"},
+        RESUME_DEGRADED,
+    ),
+    Case("a rate edited, DeepSpeed", ZERO1, in_torch(SCHEDULER, rate("_last_lr", 0.5)), {"CK505"}, RESUME_DEGRADED),
+    Case(
+        "no schedule in its file, DeepSpeed",
+        ZERO1,
+        in_torch(SCHEDULER, lacking("lr_lambdas")),
+        {"CK508"},
+        RESUME_BROKEN,
+    ),
+    Case(
+        "a schedule of another step, FSDP",
+        SHARDED,
+        in_torch(SCHEDULER, values(last_epoch=1)),
+        {"CK502"},
+        RESUME_DEGRADED,
+    ),
     Case("a state of another step", FULL, of_step(2, STATE), {"CK501"}, RESUME_DEGRADED),
     Case("a step edited", FULL, with_json(STATE, global_step=3), {"CK501", "CK534"}, RESUME_DEGRADED),
     Case("a schedule of another step", FULL, of_step(2, SCHEDULER), {"CK504"}, RESUME_DEGRADED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,8 @@ def test_latest_prints_the_newest_good_one_and_tells_the_trainers(text: str | No
     run = said(copy_of(ZERO), text)
     report = ckpt_tools.latest(str(run), settle=0)
     assert report.path == str(run / "global_step4")
-    assert report.reasons() == [note]
+    mended = [] if text == "global_step2" else [f"`ckpt repair --write {run}` lets latest name global_step4"]
+    assert report.reasons() == [note, *mended]
 
 
 def test_latest_keeps_silent_where_the_tracker_is_right(copy_of: Copy) -> None:
@@ -161,7 +163,29 @@ def test_latest_passes_a_broken_one_over_that_is_named(copy_of: Copy) -> None:
     report = ckpt_tools.latest(str(run), settle=0)
     assert report.path == str(run / "global_step2")
     assert "global_step4 (broken)" in report.reasons()[0]
-    assert report.reasons()[1] == "latest names global_step4, which is what the trainer itself would take"
+    assert report.reasons()[1:] == [
+        "latest names global_step4, which is what the trainer itself would take",
+        f"`ckpt repair --write {run}` lets latest name global_step2",
+    ]
+    ckpt_tools.repair(str(run), write=True, settle=0)
+    assert (run / "latest").read_text() == "global_step2"
+
+
+def test_a_tag_that_cannot_be_listed_may_be_whole(copy_of: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, listed = copy_of(ZERO), os.listdir
+
+    def refuse(path: str) -> list[str]:
+        if str(path).rstrip("/").endswith("global_step4"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    report = judge(run, families=("CK",))
+    assert codes(report) == {"CK003", "CK134"}
+    assert finding(report, "CK134").fix is None
+    found = ckpt_tools.latest(str(run), settle=0)
+    assert found.path == str(run / "global_step2")
+    assert not any("repair" in line for line in found.reasons())
 
 
 def test_numbers_outrank_text(copy_of: Copy) -> None:
@@ -257,3 +281,104 @@ def test_a_tracker_of_tensorflow_is_written_again(copy_of: Copy) -> None:
     assert fix.params["text"] == 'model_checkpoint_path: "ckpt-3"\nall_model_checkpoint_paths: "ckpt-3"\n'
     ckpt_tools.repair(str(run), write=True, settle=0)
     assert codes(judge(run, families=TRACKERS)) == set()
+
+
+# Checkpoints that are files -----------------------------------------------------------------------------------
+
+BUNDLES = "tensorflow/manager"
+FILES = [
+    (BUNDLES, "checkpoint", "latest_checkpoint then gives None", "ckpt-3"),
+    ("detectron2", "last_checkpoint", "loads the weights that the configuration names", "model_final.pth"),
+    ("mmengine", "last_checkpoint", "trains from the beginning", "epoch_3.pth"),
+]
+
+
+@pytest.mark.parametrize(("name", "tracker", "words", "newest"), FILES, ids=[case[0] for case in FILES])
+def test_a_lost_tracker_of_files_is_told_and_written_again(
+    name: str, tracker: str, words: str, newest: str, copy_of: Copy
+) -> None:
+    run = said(copy_of(name), None, tracker)
+    found = finding(judge(run, families=TRACKERS), "CK130")
+    assert (found.path, found.severity) == (tracker, Severity.WARNING)
+    assert words in found.detail[0]
+    assert ckpt_tools.latest(str(run), settle=0).reasons()[0] == f"{tracker} is missing: {found.detail[0]}"
+    ckpt_tools.repair(str(run), write=True, settle=0)
+    assert newest in (run / tracker).read_text()
+    assert codes(judge(run, families=TRACKERS)) == set()
+
+
+@pytest.mark.parametrize(("name", "tracker", "words", "newest"), FILES, ids=[case[0] for case in FILES])
+def test_one_file_that_was_copied_from_its_run_owes_no_tracker(
+    name: str, tracker: str, words: str, newest: str, copy_of: Copy
+) -> None:
+    run = said(copy_of(name), None, tracker)
+    assert codes(judge(run / newest, families=TRACKERS)) == set()
+    for path in run.iterdir():
+        if not path.name.startswith(newest):
+            path.unlink()
+    assert codes(judge(run, families=TRACKERS)) == set()
+    assert ckpt_tools.latest(str(run), settle=0).reasons() == []
+
+
+def test_what_was_written_and_not_saved_owes_no_tracker(copy_of: Copy) -> None:
+    """``tf.train.Checkpoint.write`` counts no saves and writes no ``checkpoint``."""
+    run = copy_of("tensorflow/odd")
+    for path in list(run.iterdir()):
+        for number in (1, 2):
+            shutil.copy(path, run / path.name.replace("odd.", f"odd-{number}."))
+        path.unlink()
+    assert codes(judge(run, families=TRACKERS)) == set()
+
+
+def test_files_that_are_only_named_alike_owe_no_tracker(copy_of: Copy) -> None:
+    run = said(copy_of("mmengine"), None, "last_checkpoint")
+    for number, path in enumerate(sorted((copy_of("plain/epochs")).glob("*.pt"))[:2], 2):
+        shutil.copy(path, run / f"epoch_{number}.pth")
+    assert codes(judge(run, families=TRACKERS)) == set()
+
+
+def test_an_out_dir_of_mmengine_owes_no_tracker(copy_of: Copy) -> None:
+    torch = pytest.importorskip("torch")
+    run = said(copy_of("mmengine"), None, "last_checkpoint")
+    for name in ("epoch_2.pth", "epoch_3.pth"):
+        torch.save({"meta": {"mmengine_version": "0.10.7", "cfg": "hook = dict(out_dir='/data')"}}, run / name)
+    assert codes(judge(run, families=TRACKERS)) == set()
+    for name in ("epoch_2.pth", "epoch_3.pth"):
+        torch.save({"meta": {"mmengine_version": "0.10.7", "cfg": ""}}, run / name)
+    assert codes(judge(run, families=TRACKERS)) == {"CK130"}
+
+
+POINTERS: list[tuple[str, str, str, str]] = [
+    ("behind", "ckpt-2", "CK133", "it names ckpt-2; ckpt-3 is newer and whole"),
+    ("behind, with a path", "/elsewhere/run/ckpt-2", "CK133", "it names ckpt-2; ckpt-3 is newer and whole"),
+    ("dangling", "ckpt-9", "CK132", "it names ckpt-9, which is not here"),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "message"), [case[1:] for case in POINTERS], ids=[c[0] for c in POINTERS])
+def test_what_the_pointer_of_tensorflow_says(text: str, code: str, message: str, copy_of: Copy) -> None:
+    run = said(copy_of(BUNDLES), f'model_checkpoint_path: "{text}"\n', "checkpoint")
+    report = judge(run, families=(code,))
+    assert finding(report, code).message == message
+    notes = ckpt_tools.latest(str(run), settle=0).reasons()
+    assert not any(".index" in note for note in notes)
+    assert ("gives None" in notes[0]) == (code == "CK132")
+
+
+def test_a_broken_one_of_tensorflow_is_named_as_its_pointer_does(copy_of: Copy) -> None:
+    run = copy_of(BUNDLES)
+    (run / "ckpt-3.data-00000-of-00001").unlink()
+    found = finding(judge(run, families=("CK1",)), "CK134")
+    assert found.message == "it names ckpt-3, which cannot be resumed"
+
+
+def test_the_last_one_of_detectron2_says_its_step_inside(copy_of: Copy) -> None:
+    run = said(copy_of("detectron2"), "model_0000005.pth", "last_checkpoint")
+    found = finding(judge(run, families=TRACKERS), "CK133")
+    assert found.message == "it names model_0000005.pth; model_final.pth is newer and whole"
+
+
+def test_a_checkpoint_is_not_read_again_for_every_rule_of_trackers(copy_of: Copy) -> None:
+    whole = ckpt_tools.verify(str(copy_of("mmengine")), settle=0).bytes_read
+    lost = ckpt_tools.verify(str(said(copy_of("mmengine", "lost"), None, "last_checkpoint")), settle=0).bytes_read
+    assert lost < 2 * whole

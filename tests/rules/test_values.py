@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from ckpt_tools.model.findings import Severity
 from ckpt_tools.rules import CATALOGUE
-from tests.conftest import ENTRIES, FIXTURES
 from tests.rules import (
     test_adapters,
     test_index,
@@ -17,7 +13,6 @@ from tests.rules import (
     test_steps,
 )
 from tests.rules.damage_values import FAMILIES
-from tests.rules.judge import judge
 
 TABLES = (
     test_index.CASES,
@@ -28,13 +23,6 @@ TABLES = (
     test_state.CASES,
     test_safety.CASES,
 )
-
-
-@pytest.mark.parametrize("entry", [each for each in ENTRIES if each["healthy"]], ids=lambda entry: entry["path"])
-def test_healthy_checkpoints_are_left_alone(entry: dict[str, object]) -> None:
-    report = judge(FIXTURES / str(entry["path"]), families=FAMILIES)
-    loud = [finding for finding in report.all_findings() if finding.severity >= Severity.WARNING]
-    assert not loud, "\n".join(f"{finding.code} {finding.path}: {finding.message}" for finding in loud)
 
 
 IN_PIECES = ("CK36", "CK37", "CK56", "CK57", "CK58")

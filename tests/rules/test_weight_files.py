@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckpt_tools.model.findings import Severity
-from tests.conftest import ENTRIES, FIXTURES
+from tests.conftest import FIXTURES
 from tests.rules import damage
 from tests.rules.damage import NOW_S, Damage
 from tests.rules.judge import codes, finding, judge, verdicts
@@ -114,12 +113,6 @@ def test_damage_gives_these_codes_and_verdicts(
     report = judge(run)
     assert codes(report) == expected
     assert verdicts(report, last) == verdict
-
-
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e["healthy"]], ids=lambda entry: str(entry["path"]))
-def test_healthy_fixtures_are_silent(entry: dict[str, Any]) -> None:
-    found = judge(FIXTURES / entry["path"], families=("CK106", "CK107", "CK108", "CK121"))
-    assert codes(found, Severity.NOTE) == set()
 
 
 def test_the_missing_shard_is_named_with_what_is_lost(copy_of: Copy) -> None:
