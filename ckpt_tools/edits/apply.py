@@ -104,7 +104,8 @@ def _begin(home: Home, plan: Plan, directories: dict[str, int], command: str, no
         return journal.begin(home, entry, disk)
     except OSError as error:
         clean = not journal.pending(home)
-        tail = "nothing was changed" if clean else "an empty journal entry is left; `ckpt undo` removes it"
+        left = f"an empty journal entry is left; `ckpt undo {home.subject}` removes it"
+        tail = "nothing was changed" if clean else left
         raise EditError(f"{why(home, error)}; {tail}", pending=not clean) from error
 
 
@@ -131,9 +132,9 @@ def _back_out(entry: Entry, steps: Steps, disk: Disk, error: BaseException) -> N
         home = entry.edit.home
         if journal.current(entry).edit.state == "done":
             reason = f"{why(home, error)}; the edit was made, and whether that outlives a crash is not known"
-            raise EditError(reason, hint="`ckpt undo` takes it back") from error
+            raise EditError(reason, hint=f"`ckpt undo {home.subject}` takes it back") from error
         raise EditError(
             f"the edit failed: {why(home, error)}; taking it back failed as well: {why(home, second)}",
-            hint="`ckpt undo` takes it back once the cause is gone",
+            hint=f"`ckpt undo {home.subject}` takes it back once the cause is gone",
             pending=True,
         ) from error

@@ -121,10 +121,10 @@ def _finish(entry: Entry, disk: Disk) -> Outcome:
         restore_directories(home, steps, entry, disk)
         made = journal.advance(entry, disk, "done")
     except OSError as error:
-        hint = "`ckpt repair --write` goes on with it once the cause is gone"
+        hint = f"`ckpt repair --write {home.subject}` goes on with it once the cause is gone"
         left = journal.current(entry).edit.pending
         raise EditError(f"finishing the edit failed: {why(home, error)}", hint=hint, pending=left) from error
-    notes = ("all of the edit was made, and only its end was not noted: it is done now; `ckpt undo` takes it back",)
+    notes = ("all of the edit was made, and only its end was not noted: it is done now",)
     return Outcome(made.edit, (), 0, notes)
 
 
@@ -141,7 +141,7 @@ def _take_back(entry: Entry, disk: Disk) -> Outcome:
         taken = rewind(taken, steps, disk)
         _sweep(entry, disk)
     except (OSError, CkptError) as error:
-        hint = "`ckpt undo` goes on with it once the cause is gone"
+        hint = f"`ckpt undo {home.subject}` goes on with it once the cause is gone"
         raise EditError(f"taking the edit back failed: {why(home, error)}", hint=hint, pending=True) from error
     after = {path: look(home.at(path)) for path in files}
     notes = () if finished else ("the edit did not end, or was being taken back: it is undone now",)

@@ -115,6 +115,32 @@ def epoch_of(state: Mapping[Any, Value]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def is_recipe(file: Mapping[Any, Value]) -> bool:
+    """Return whether this is the state of one of torchtune's recipes."""
+    return {"epochs_run", "total_epochs", "max_steps_per_epoch"} <= set(file)
+
+
+def move_recipe(file: Mapping[Any, Value], target: int, made: Moved) -> None:
+    """Set the epochs that are over by torchtune's count, which a resume begins with; ``steps_run`` is set as any step.
+
+    How many steps an epoch has is stored as the steps of all (``full_finetune_distributed.py``, ``_steps_per_epoch``).
+    """
+    if not is_recipe(file):
+        return
+    now, over, epochs, steps = (
+        whole(file.get(name)) for name in ("steps_run", "epochs_run", "total_epochs", "total_training_steps")
+    )
+    every = steps // epochs if epochs and steps and steps % epochs == 0 else 0
+    if now is not None and every and now // every == over:
+        made.places.append((TRAINER, ("epochs_run",), target // every))
+        if target % every:
+            made.notes.append("recipes that read `epochs_run` alone begin at the start of that epoch")
+    elif now != target:
+        made.notes.append("epochs_run stays: how many steps an epoch has cannot be told")
+    if now != target and file.get("dataloader"):
+        made.notes.append("which data comes next is what the data loader's own state says, which stays")
+
+
 def move_optimizer(counted: Counted, target: int, made: Moved) -> None:
     """Shift every counter of the optimizer by as much as the step moves."""
     if not counted.optimizer:

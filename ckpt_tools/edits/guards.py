@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from ckpt_tools.core.durable import Look, look, writable
@@ -43,7 +42,7 @@ def check(home: Home, plan: Plan, saving: Saving | None) -> None:
     if reason is not None:
         raise EditRefusedError(f"the checkpoint is being written: {reason}", hint="wait until its save has ended")
     refuse_pending(home, plan.paths)
-    _may_write(home, home.root, "the directory")
+    _may_write(home, home.root, home.root)
     sidecar = home.at(home.sidecar)
     if look(sidecar) is not None:
         require_plain(home, f"{home.sidecar}/journal")
@@ -70,11 +69,9 @@ def refuse_pending(home: Home, paths: tuple[str, ...]) -> None:
         waiting += pending(each, concerned)
     if waiting:
         edit = waiting[0]
-        place = os.path.relpath(edit.home.root, home.root)
-        where = "" if place == "." else f" in {place}"
         raise EditRefusedError(
-            f"an earlier edit did not end: {edit.title!r} of {edit.time}{where}",
-            hint="`ckpt undo` takes it back as a whole",
+            f"an earlier edit did not end: {edit.title!r} of {edit.time}",
+            hint=f"`ckpt undo {edit.home.subject}` takes it back as a whole",
         )
 
 
@@ -168,7 +165,7 @@ def _parent_writable(home: Home, steps: tuple[Step, ...], number: int, path: str
     while parent and look(home.at(parent)) is None:
         parent = _parent(parent)
     if parent is not None:
-        _may_write(home, home.at(parent), parent or "the directory")
+        _may_write(home, home.at(parent), parent or home.root)
 
 
 def _may_write(home: Home, place: str, shown: str) -> None:

@@ -13,6 +13,7 @@ from ckpt_tools.containers import reader
 from ckpt_tools.containers.base import Content
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.core.source import BytesSource, Source
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.layouts.assembly_dcp import DcpAssembly
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part
@@ -78,4 +79,4 @@ def _home(view: View, part: Part) -> DcpAssembly:
 
 
 def _refused(part: Part, name: str, why: str) -> EditRefusedError:
-    return EditRefusedError(f"{part.path}: {name} {why}; nothing was changed", hint="`ckpt verify` tells more")
+    return EditRefusedError(f"{part.path}: {name} {why}; nothing was changed", hint=VERIFY)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from ckpt_tools.core.durable import Disk, names
 from ckpt_tools.core.errors import CkptError, EditRefusedError, NothingFoundError
 from ckpt_tools.core.listing import SIDECAR, Listing
 from ckpt_tools.core.source import FileSource
-from ckpt_tools.model.plan import Plan, check_path, inside
+from ckpt_tools.model.plan import MoveFile, Plan, check_path, inside
 from ckpt_tools.model.plan_document import from_document, to_document
 
 SCHEMA = "ckpt-tools/journal/1"
@@ -60,6 +61,11 @@ class Home:
     @property
     def exists(self) -> bool:
         return os.path.isdir(self.at(self.sidecar))
+
+    @property
+    def subject(self) -> str:
+        """What ``ckpt undo`` takes, as one would type it into a shell."""
+        return shlex.quote(self.at(self.sidecar.removeprefix(SIDECAR).lstrip("/")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,7 @@ def pending(home: Home, names: tuple[str, ...] = ()) -> list[Edit]:
 def pending_in(listing: Listing) -> list[Edit]:
     """Return the edits that did not end, of a checkpoint as it was listed: for a rule that looks and never writes.
 
-    A sealed entry that cannot be read is told with an empty title.
+    An entry of its own that cannot be read is told with an empty title; those of its run that are about it are told.
     """
     found = []
     for home in _homes_in(listing):
@@ -198,18 +204,38 @@ def pending_in(listing: Listing) -> list[Edit]:
                     found.append(_head(home, name, _open(home, name)[0]))
                 except CkptError:
                     found.append(Edit(home, name.number, name.state, name.progress, name.name, "", 0, "", "", ()))
+    root = os.path.realpath(listing.root)
+    with suppress(CkptError):
+        found += pending(Home(os.path.dirname(root)), (os.path.basename(root),))
     return found
 
 
 def edited_in(listing: Listing) -> frozenset[str]:
-    """Return the files of a checkpoint that edits changed, by the journal."""
+    """Return the files of a checkpoint that edits changed, or began to, by its journal and that of its run."""
     found: set[str] = set()
     for home in _homes_in(listing):
         for name in _names(home):
-            if name.state == "done":
+            if name.state != "undone":
                 with suppress(CkptError):
                     found.update(_head(home, name, _open(home, name)[0]).paths)
+    with suppress(CkptError):
+        found.update(_edited_above(os.path.realpath(listing.root)))
     return frozenset(found)
+
+
+def _edited_above(root: str) -> Iterator[str]:
+    """Yield the files of a checkpoint that edits of its run changed, under the names that it had."""
+    parent, own = os.path.split(root)
+    home = Home(parent)
+    for name in reversed(_names(home)):
+        edit = _head(home, name, _open(home, name)[0]) if name.state != "undone" else None
+        if edit is None or not edit.touches((own,)):
+            continue
+        moves = [each for each in load(edit).plan.actions if isinstance(each, MoveFile)] if own in edit.paths else []
+        if any(move.path == own for move in moves) and name.state == "done":
+            return  # what it tells of, and all before, is another directory that had this name
+        own = next((move.path for move in moves if move.to == own), own)
+        yield from (path.removeprefix(f"{own}/") for path in edit.paths if path.startswith(f"{own}/"))
 
 
 def _homes_in(listing: Listing) -> list[Home]:

@@ -9,6 +9,9 @@ from ckpt_tools.core.durable import Look
 from ckpt_tools.edits.journal import Edit, Home
 from ckpt_tools.model.plan import MoveFile, Plan, final, origin
 
+VERIFY = "`ckpt verify` tells more"
+"""The hint of a refusal that ends where the checkpoint is damaged; whoever knows its path puts that in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Touched:

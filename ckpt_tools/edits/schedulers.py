@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.errors import EditRefusedError, UsageError
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.model import schedules
 from ckpt_tools.model.values import Value, real
 
@@ -229,7 +230,7 @@ class _Work:
                 raise EditRefusedError(
                     f"the scheduler's {name} has {len(values)} rates for {len(self.groups)} parameter groups;"
                     " they do not belong together",
-                    hint="`ckpt verify` tells more",
+                    hint=VERIFY,
                 )
             for number in self.selected:
                 self._put(SCHEDULER, (*keys, name, number), values[number])

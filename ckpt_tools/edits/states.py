@@ -13,6 +13,7 @@ from typing import Any
 
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.errors import EditRefusedError
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.edits.proof import Changed, shown
 from ckpt_tools.edits.values import Setting, number_of
 from ckpt_tools.layouts import plain
@@ -122,7 +123,7 @@ def _found(view: View, role: Role, names: tuple[str, ...], mark: str) -> Iterato
     for part in parts:
         mapping = as_mapping(_value(view, part))
         if mapping is None:
-            raise EditRefusedError(f"{part.path}: holds no state dict", hint="`ckpt verify` tells more")
+            raise EditRefusedError(f"{part.path}: holds no state dict", hint=VERIFY)
         yield State(mapping, (Place(part),))
     for part in view.checkpoint.of(Role.COMBINED) if not parts else ():
         for keys, inner in plain.inside(as_mapping(_value(view, part)) or {}, names, mark):
@@ -144,7 +145,7 @@ def _value(view: View, part: Part) -> Value:
         raise error if error is not None else EditRefusedError(f"{part.path}: cannot be read")
     if not content.readable:
         why = content.problems[0].message if content.problems else "it cannot be decoded"
-        raise EditRefusedError(f"{part.path}: {why}; it is not edited", hint="`ckpt verify` tells more")
+        raise EditRefusedError(f"{part.path}: {why}; it is not edited", hint=VERIFY)
     return content.value
 
 

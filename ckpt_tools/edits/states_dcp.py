@@ -16,6 +16,7 @@ from ckpt_tools.containers import reader
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.core.source import BytesSource
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.edits.proof import tensor_number
 from ckpt_tools.edits.states import Place, State, States
 from ckpt_tools.layouts.assembly_dcp import DcpAssembly
@@ -82,7 +83,7 @@ class _Directory:
     def __init__(self, made: DcpAssembly) -> None:
         if not made.metadata:
             raise EditRefusedError(
-                f"{made.place or 'the directory'} has no .metadata: its save did not end", hint=_VERIFY
+                f"{made.place or 'the directory'} has no .metadata: its save did not end", hint=VERIFY
             )
         self.made, self.keys = made, made.keys
         self.stored: dict[str, list[Piece]] = {}
@@ -94,7 +95,7 @@ class _Directory:
         for part in made.metadata:
             content = made.view.content(part)
             if content is None or not content.readable:
-                raise EditRefusedError(f"{part.path}: cannot be read; nothing was changed", hint=_VERIFY)
+                raise EditRefusedError(f"{part.path}: cannot be read; nothing was changed", hint=VERIFY)
 
     @property
     def of_training(self) -> bool:
@@ -114,7 +115,7 @@ class _Directory:
             raise EditRefusedError(f"{path}: its tensors are one safetensors file, which torch's reader does not load")
         for misfit in self.made.misfits:
             if misfit.impact.resume is Verdict.BROKEN:
-                raise EditRefusedError(f"{misfit.path}: {misfit.problem.message}; it is not edited", hint=_VERIFY)
+                raise EditRefusedError(f"{misfit.path}: {misfit.problem.message}; it is not edited", hint=VERIFY)
 
     # Values -------------------------------------------------------------------------------------------------
 
@@ -132,13 +133,13 @@ class _Directory:
         known: dict[bytes, Value] = {}
         for path, pieces in by_file.items():
             if path not in self.made.data:
-                raise EditRefusedError(f"{path}: is missing; nothing was changed", hint=_VERIFY)
+                raise EditRefusedError(f"{path}: is missing; nothing was changed", hint=VERIFY)
             with self.made.view.listing.open(path) as source:
                 for piece in pieces:
                     extent = piece.extent
                     if extent.end > source.size or extent.length > MAX_OBJECT:
                         why = "is not all there" if extent.end > source.size else f"has {extent.length:,} bytes"
-                        raise EditRefusedError(f"{path}: {piece.fqn} {why}; it is not edited", hint=_VERIFY)
+                        raise EditRefusedError(f"{path}: {piece.fqn} {why}; it is not edited", hint=VERIFY)
                     raw = source.read(extent.offset, extent.length)
                     digest = blake2b(raw, digest_size=16).digest()
                     if digest not in known:
@@ -151,7 +152,7 @@ class _Directory:
         content = reader.read(source, ("torch-zip",))
         if content.container != "torch-zip" or not content.readable:
             why = content.problems[0].message if content.problems else f"it is {reader.describe(content.container)}"
-            raise EditRefusedError(f"{piece.extent.path}: {piece.fqn}: {why}; it is not edited", hint=_VERIFY)
+            raise EditRefusedError(f"{piece.extent.path}: {piece.fqn}: {why}; it is not edited", hint=VERIFY)
         value = content.value
         number = tensor_number(source, value) if isinstance(value, TensorRef) else None
         return value if number is None else number
@@ -165,7 +166,7 @@ class _Directory:
                     by_file.setdefault(piece.extent.path, {}).setdefault(keys, []).append(name)
         missing = next((path for path in by_file if path not in self.made.data), None)
         if missing is not None:
-            raise EditRefusedError(f"{missing}: is missing; nothing was changed", hint=_VERIFY)
+            raise EditRefusedError(f"{missing}: is missing; nothing was changed", hint=VERIFY)
         return tuple(InnerPlace(self.made.data[path], (root,), own) for path, own in sorted(by_file.items()))
 
     def _of(self, kind: Kind) -> Iterator[tuple[str, list[str]]]:
@@ -246,9 +247,6 @@ class _Directory:
             for name in made[group]:
                 wheres["param_groups", number, name] = [own[name] for own in members[group]]
         return [made[group] for group in order]
-
-
-_VERIFY = "`ckpt verify` tells more"
 
 
 def _order(groups: list[dict[str, Value]], schedulers: list[State]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.edits import counters
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.edits.proof import same, shown
 from ckpt_tools.edits.schedulers import OF_DEEPSPEED, kind_of
 from ckpt_tools.edits.states import Place, State, States, numbers
@@ -26,7 +27,6 @@ from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part
 from ckpt_tools.model.values import Value, as_mapping, real, whole
 
-_VERIFY = "`ckpt verify` tells more"
 _LIGHTNING = "pytorch-lightning_version"
 _SHARED = "zero/optimizer_state.pt"
 _ROOTS: Mapping[str, tuple[Keys, ...]] = {
@@ -182,7 +182,7 @@ def _whole_tag(view: View) -> Tag:
     """Return the tag whose files are all there, and none too many."""
     tag = tag_of(view)
     if tag is None or not tag.files:
-        raise EditRefusedError("the files of DeepSpeed are not there", hint=_VERIFY)
+        raise EditRefusedError("the files of DeepSpeed are not there", hint=VERIFY)
     for part in (part for file, part in tag.files if file.kind in _EDITED or file.prefix == "step"):
         content = view.content(part)
         if content is None:
@@ -190,7 +190,7 @@ def _whole_tag(view: View) -> Tag:
             raise error if error is not None else EditRefusedError(f"{part.path}: cannot be read")
         if not tag.intact(part):
             why = content.problems[0].message if content.problems else "it is not all there"
-            raise EditRefusedError(f"{part.path}: {why}; the files of all ranks are changed, or none", hint=_VERIFY)
+            raise EditRefusedError(f"{part.path}: {why}; the files of all ranks are changed, or none", hint=VERIFY)
     census = tag.census
     lacking = [f"an optimizer file of rank {dp} (mp_rank {mp:02d})" for dp, mp in census.missing_partitions]
     lacking += [f"model states of mp_rank {mp:02d}" + _of(dp) for dp, mp in census.missing_models]
@@ -198,11 +198,11 @@ def _whole_tag(view: View) -> Tag:
     if lacking:
         more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
         raise EditRefusedError(
-            f"{lacking[0]}{more} is missing; the files of all ranks are changed, or none", hint=_VERIFY
+            f"{lacking[0]}{more} is missing; the files of all ranks are changed, or none", hint=VERIFY
         )
     odd = next(iter((*census.extra, *census.misnamed)), None)
     if odd is not None:
-        raise EditRefusedError(f"{odd.path}: belongs to no rank of this save; nothing was changed", hint=_VERIFY)
+        raise EditRefusedError(f"{odd.path}: belongs to no rank of this save; nothing was changed", hint=VERIFY)
     if _LIGHTNING in tag.first:
         raise EditRefusedError("Lightning's directories of DeepSpeed are not edited by this version")
     return tag
@@ -222,7 +222,7 @@ def _at(value: Value, keys: Keys) -> Value:
 def _mapping(tag: Tag, part: Part) -> Mapping[Any, Value]:
     found = tag.read(part)
     if found is None:
-        raise EditRefusedError(f"{part.path}: holds no states", hint=_VERIFY)
+        raise EditRefusedError(f"{part.path}: holds no states", hint=VERIFY)
     return found
 
 
@@ -254,7 +254,7 @@ def _optimizers(tag: Tag) -> Ranks:
             if held is not None:
                 found.setdefault(file.mp, []).append(held)
             elif kind != "model":
-                raise EditRefusedError(f"{part.path}: holds no optimizer; nothing was changed", hint=_VERIFY)
+                raise EditRefusedError(f"{part.path}: holds no optimizer; nothing was changed", hint=VERIFY)
     return found
 
 
@@ -269,7 +269,7 @@ def _universal(tag: Tag) -> State:
     part = next((part for part in tag.view.checkpoint.parts if f"/{part.path}".endswith(f"/{_SHARED}")), None)
     held = _held(tag, part, "shared") if part is not None else None
     if held is None:
-        raise EditRefusedError(f"{_SHARED} is missing; nothing was changed", hint=_VERIFY)
+        raise EditRefusedError(f"{_SHARED} is missing; nothing was changed", hint=VERIFY)
     state = dict(as_mapping(held.value.get("state")) or {})
     places: list[Place] = [held.place]
     for file, own in tag.of("piece"):
@@ -351,7 +351,7 @@ def _require_same(
     odd = next((part for part, own in held[1:] if not same(read(value), read(own))), None)
     if odd is not None or (count is not None and len(held) != count):
         where = f"{first.path} and {odd.path} differ" if odd is not None else "some have none"
-        raise EditRefusedError(f"the schedulers of the ranks are not the same: {where}", hint=_VERIFY)
+        raise EditRefusedError(f"the schedulers of the ranks are not the same: {where}", hint=VERIFY)
 
 
 def _engine(tag: Tag) -> State:
@@ -359,7 +359,7 @@ def _engine(tag: Tag) -> State:
     for part, value in files[1:]:
         for name in ("global_steps", "global_samples"):
             if value.get(name) != files[0][1].get(name):
-                raise EditRefusedError(f"{part.path}: {name} is not that of {files[0][0].path}", hint=_VERIFY)
+                raise EditRefusedError(f"{part.path}: {name} is not that of {files[0][0].path}", hint=VERIFY)
     return State(files[0][1], tuple(RankPlace(part, (), value) for part, value in files))
 
 

@@ -20,6 +20,7 @@ from ckpt_tools.containers.pickle_positions import Keys, NoPositionError, Positi
 from ckpt_tools.core.errors import EditRefusedError
 from ckpt_tools.core.source import Source
 from ckpt_tools.edits import inside
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.edits.overlay import Edited
 from ckpt_tools.edits.proof import Changed, packed, same, shown, tensor_number, unmet, unpacked
 from ckpt_tools.edits.zip_patch import edit_zip
@@ -119,7 +120,7 @@ def _readable(view: View, part: Part) -> Content:
         raise error if error is not None else EditRefusedError(f"{part.path}: cannot be read")
     if not content.readable:
         why = content.problems[0].message if content.problems else f"is {reader.describe(content.container)}"
-        raise EditRefusedError(f"{part.path}: {why}; it is not edited", hint="`ckpt verify` tells more")
+        raise EditRefusedError(f"{part.path}: {why}; it is not edited", hint=VERIFY)
     return content
 
 

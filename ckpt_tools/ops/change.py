@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ckpt_tools.core.errors import EditRefusedError, UsageError
@@ -14,17 +16,19 @@ from ckpt_tools.edits import guards, proof
 from ckpt_tools.edits.apply import apply
 from ckpt_tools.edits.counters import counter_keys
 from ckpt_tools.edits.journal import Home, home_of
+from ckpt_tools.edits.outcome import VERIFY
 from ckpt_tools.edits.proof import Changed
 from ckpt_tools.edits.states import State
 from ckpt_tools.edits.values import number_of, value_at
-from ckpt_tools.layouts.match import is_prefix, open_run
+from ckpt_tools.layouts import tracking
+from ckpt_tools.layouts.match import holder, is_export, is_prefix, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Role, Run
 from ckpt_tools.model.findings import Verdict
 from ckpt_tools.model.plan import Action, AppendBytes, MoveFile, PatchBytes, Plan, WriteFile, rebase
 from ckpt_tools.model.values import step, whole
-from ckpt_tools.ops import engine
-from ckpt_tools.ops.undo import being_saved, file_change
+from ckpt_tools.ops import engine, numbered
+from ckpt_tools.ops.undo import being_saved, file_change, only_of
 from ckpt_tools.reports.edit import Change, FileChange
 from ckpt_tools.rules.base import Settings
 
@@ -39,22 +43,24 @@ _DAMAGE = engine.Selection(("CK2",))
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One checkpoint that is about to be edited."""
+    """One checkpoint that is about to be edited; ``only_of`` is the run that was named, of which it is the only one."""
 
     path: str
     run: Run
     checkpoint: Checkpoint
     view: View
     home: Home
+    only_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was written, or would be."""
+    """What was written, or would be; ``path`` is what ``ckpt undo`` takes, empty where nothing was written."""
 
     files: tuple[FileChange, ...]
     bytes_written: int
     notes: tuple[str, ...]
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +74,63 @@ class Rename:
 
 
 def open_checkpoint(path: str) -> Opened:
-    """Return the one checkpoint that ``path`` names.
+    """Return the one checkpoint that ``path`` names; of a run that has but one, that one.
 
     Raises:
         NothingFoundError: no such path, or no checkpoint there.
-        UsageError: it is a run of several checkpoints, or one file of a checkpoint.
+        UsageError: it is a run of several checkpoints, or one part of a checkpoint.
         EditRefusedError: it is a checkpoint of TensorFlow.
     """
+    path = numbered.named(path)
     if is_prefix(path):
         raise EditRefusedError(f"{path}: a checkpoint of TensorFlow holds nothing that is edited by this version")
     home = home_of(path)
     run = open_run(path)
-    if len(run.checkpoints) != 1 or (not run.single and run.checkpoints[0].path != "."):
-        newest = next((each.path for each in reversed(run.checkpoints) if each.path != "."), "")
-        hint = f"for example {os.path.join(path, newest)}"
-        raise UsageError(f"{path}: holds several checkpoints; name one", hint=hint)
+    if not run.single and [each.path for each in run.checkpoints] != ["."]:
+        return replace(open_checkpoint(_only(run)), only_of=path)
     checkpoint = run.checkpoints[0]
-    if checkpoint.is_file and not checkpoint.has(Role.COMBINED):
-        parent = os.path.dirname(path) or "."
-        raise UsageError(f"{path}: is one file of a checkpoint; the others have to fit it", hint=f"name {parent}")
+    around = holder(path)
+    if around is not None or (checkpoint.is_file and not checkpoint.has(Role.COMBINED)):
+        whole = os.path.dirname(os.path.normpath(path)) or "."
+        if around is not None and os.path.realpath(whole) != around.listing.root:
+            whole = around.listing.root
+        what = "file" if checkpoint.is_file else "part"
+        raise UsageError(
+            f"{path}: is one {what} of a checkpoint; the others have to fit it", hint=f"name {shlex.quote(whole)}"
+        )
     return Opened(path, run, checkpoint, View(checkpoint), home)
+
+
+@contextmanager
+def held(opened: Opened) -> Iterator[None]:
+    """Close the checkpoint in the end, and put its path into the hint of a refusal that knew none."""
+    try:
+        yield
+    except EditRefusedError as error:
+        if error.hint == VERIFY:
+            error.hint = f"`ckpt verify {shlex.quote(opened.path)}` tells more"
+        raise
+    finally:
+        opened.view.close()
+
+
+def _only(run: Run) -> str:
+    """Return where the only checkpoint of a run lies.
+
+    Raises:
+        UsageError: there are several.
+    """
+    alone = only_of(run)
+    if alone is not None:
+        return alone
+    said = [each for each in tracking.of_run(run) if each.target is not None and each.there]
+    for tracked in said[:1]:
+        place = shlex.quote(os.path.join(run.root, tracked.at(tracked.target or "")))
+        raise UsageError(f"{run.root}: holds several checkpoints; name one", hint=f"{tracked.path} names {place}")
+    places = [os.path.join(run.root, each.path) for each in reversed(run.checkpoints) if not is_export(run, each)]
+    place = next((place for place in places if not os.path.islink(place)), run.root)
+    hint = f"for example {shlex.quote(place)}"
+    raise UsageError(f"{run.root}: holds several checkpoints; name one", hint=hint)
 
 
 def refuse_unfit(opened: Opened, parts: Iterable[Part], settle: float, now_ns: int | None) -> None:
@@ -109,7 +152,7 @@ def refuse_unfit(opened: Opened, parts: Iterable[Part], settle: float, now_ns: i
         if finding.path in places and finding.impact.resume is Verdict.BROKEN:
             raise EditRefusedError(
                 f"{places[finding.path]}: {finding.message} ({finding.code}); it is not edited",
-                hint=f"`ckpt verify {opened.path}` tells more",
+                hint=f"`ckpt verify {shlex.quote(opened.path)}` tells more",
             )
 
 
@@ -158,12 +201,23 @@ def carry_out(
             view.close()
 
     inside = any(change.part.role is Role.CHUNKS for change in changed)
-    stays = (".metadata stays as it is: in the data files nothing moves, and no length changes",) if inside else ()
+    stays = [".metadata stays as it is: in the data files nothing moves, and no length changes"] if inside else []
+    stays += [f"{opened.only_of} holds one checkpoint: it is {opened.path}"] if opened.only_of else []
     if dry_run:
         guards.check(home, plan, saving)
-        return Done(tuple(_foretold(plan, files)), plan.bytes_written, stays)
+        return Done(tuple(_foretold(plan, files)), plan.bytes_written, tuple(stays))
     outcome = apply(home, plan, prove=prove, saving=saving, command=command, now_ns=now_ns)
-    return Done(tuple(map(file_change, outcome.files)), outcome.bytes_written, (*stays, *outcome.notes))
+    files_now = tuple(map(file_change, outcome.files))
+    return Done(files_now, outcome.bytes_written, (*stays, *outcome.notes), _typed(opened, rename))
+
+
+def _typed(opened: Opened, rename: Rename | None) -> str:
+    """Return where the checkpoint is now, in the words of the user as far as they go."""
+    path = os.path.normpath(opened.path)
+    if rename is None:
+        return opened.path
+    meant = os.path.basename(path) == rename.name and not os.path.islink(path)
+    return os.path.join(os.path.dirname(path) if meant else rename.home.root, rename.to)
 
 
 def _moved(actions: Sequence[Action], rename: Rename | None) -> Callable[[str], str]:

@@ -62,8 +62,10 @@ def merge(
     _check(out, max_shard_size)
     target = find(path, progress)
     view = target.view
+    merge_checks.refuse_piece(target)
     merge_checks.refuse_damaged(target)
     weights = merge_checks.whole(view)
+    merge_checks.refuse_inside(target, out)
     kept, tied = _once(weights)
     shards = _shards(kept, tied, max_shard_size)
     copied = [part for part in view.checkpoint.of(*COPIED) if "/" not in part.path and part.stat.is_file]
@@ -99,6 +101,8 @@ def merge(
 def _check(out: str, max_shard_size: int) -> None:
     if max_shard_size < 1:
         raise UsageError(f"files of at most {max_shard_size} bytes hold nothing")
+    if not out:
+        raise UsageError("the directory to make has no name")
     if out.endswith((".safetensors", ".bin", ".pt")):
         raise UsageError(f"{out}: is the name of a file, and a directory is made")
     if look(out) is not None:

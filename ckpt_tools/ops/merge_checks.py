@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from ckpt_tools.core.errors import EditRefusedError
-from ckpt_tools.core.listing import SIDECAR
+from ckpt_tools.core.listing import SIDECAR, scan
+from ckpt_tools.layouts.assembly_zero import tag_of
+from ckpt_tools.layouts.match import holder, is_prefix
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.findings import Finding, Severity, Verdict
 from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.model.values import as_mapping
 from ckpt_tools.numerics.assembled import problem
-from ckpt_tools.ops import engine, safetensors_file
+from ckpt_tools.ops import describe, engine, safetensors_file, unread
 from ckpt_tools.ops.diff_targets import Target
 from ckpt_tools.ops.unpacked import unpacked
 from ckpt_tools.reports.merge import LeftOut
@@ -25,25 +31,19 @@ _ASIDE = frozenset({Role.CONFIG, Role.GENERATION_CONFIG, Role.TOKENIZER})
 _TENSORS = frozenset({Role.WEIGHTS, Role.INDEX, Role.CHUNKS, Role.METADATA, Role.MODEL_STATES, Role.SIDECAR})
 """Files of which the report speaks as tensors."""
 
+_PIECES = (Role.CHUNKS, Role.METADATA, Role.OPTIMIZER_STATES, Role.INDEX)
+"""Files that hold weights, or tell where they are, only together with others."""
+
+_SHARD = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.\w+\Z")
+
+_OF_RANK = re.compile(r"mp_rank_\d{2,3}(?:_\d{3})?\Z")
+"""The directory of one rank of Megatron-LM."""
+
+_BUNDLED = re.compile(r"\.(?:index|data-\d{5}-of-\d{5})\Z")
+"""What TensorFlow puts behind the name of a checkpoint."""
+
 _READ_HERE = frozenset({"dcp-not-loadable"})
 """Why torch itself does not load a checkpoint that is whole, and is read here."""
-
-_FLAT = (
-    ": the ranks' files hold pieces of FSDP's flat parameters (LOCAL_STATE_DICT), whose shapes are stored nowhere",
-    "load it in the training that wrote it, and save with SHARDED_STATE_DICT or FULL_STATE_DICT",
-)
-_UNREAD = {
-    "keras": (
-        ": Keras keeps them in HDF5, which is not read by this version",
-        "load it with keras and save the weights",
-    ),
-    "megatron-torch": (
-        ": each file holds the slices of its rank, and how they were cut is not stored",
-        "Megatron-LM's tools/checkpoint/convert.py puts them together",
-    ),
-    "orbax": (": the arrays of Orbax are not read by this version", "restore it with orbax.checkpoint"),
-}
-"""Layouts whose weights are not read here: why, and what reads them."""
 
 
 def refuse_damaged(target: Target) -> None:
@@ -61,7 +61,48 @@ def refuse_damaged(target: Target) -> None:
         more = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
         place = target.path if worst.path == "." else worst.path
         raise EditRefusedError(
-            f"{place}: {worst.message} [{worst.code}]{more}", hint=f"`ckpt verify {target.path}` says more"
+            f"{place}: {worst.message} [{worst.code}]{more}", hint=f"`ckpt verify {shlex.quote(target.path)}` says more"
+        )
+
+
+def refuse_inside(target: Target, out: str) -> None:
+    """Require that the output lies beside the checkpoint, and would not become a part of it.
+
+    Raises:
+        EditRefusedError: it lies inside.
+    """
+    around, made = os.path.realpath(target.path), os.path.realpath(out)
+    if os.path.isdir(around) and made.startswith(os.path.join(around, "")):
+        raise EditRefusedError(f"{out}: lies inside of {target.path}, which it would be a part of")
+
+
+def refuse_piece(target: Target) -> None:
+    """Require that a single file is not one of several that only together hold the weights.
+
+    Raises:
+        EditRefusedError: it is; the hint names the directory.
+    """
+    checkpoint, weights = target.view.checkpoint, target.view.weights
+    if not target.file or checkpoint.together:
+        return
+    shard = any(_SHARD.search(part.path) for part in checkpoint.of(Role.WEIGHTS))
+    around = holder(target.path)
+    place = os.path.dirname(target.path) or "."
+    if checkpoint.has(Role.MODEL_STATES):
+        beside = around is not None and len(list(around.of(Role.MODEL_STATES))) > 1
+        piece = beside or any(not ref.chunks and ref.numel for ref in weights.values())
+    elif _OF_RANK.match(os.path.basename(os.path.abspath(place))):
+        place = os.path.dirname(os.path.abspath(place))
+        piece = sum(bool(_OF_RANK.match(name)) for name in scan(place, depth=1).names()) > 1
+    else:
+        piece = shard or checkpoint.has(*_PIECES) or (around is not None and not weights)
+    bundle = _BUNDLED.sub("", target.path)
+    if bundle != target.path and is_prefix(bundle):
+        place, piece = bundle, True
+    if piece:
+        raise EditRefusedError(
+            f"{target.path}: is one file of a checkpoint, and the weights are not all in it",
+            hint=f"name {shlex.quote(place)}",
         )
 
 
@@ -79,9 +120,16 @@ def whole(view: View) -> dict[str, TensorRef]:
     """
     said = dict(view.weights)
     stored = {name: ref for name, ref in said.items() if ref.chunks or not ref.numel}
-    if not stored:
+    if not stored or (view.adapters() and not view.weight_parts):
         why, hint = _elsewhere(view)
         raise EditRefusedError(f"the checkpoint holds no weights that could be put together{why}", hint=hint)
+    inside = {chunk.inside for ref in stored.values() for chunk in ref.chunks}
+    coded = ", ".join(sorted(each for each in inside if each.startswith("stream.")))
+    if coded:
+        raise EditRefusedError(
+            f"the weights went through {coded} when they were saved, which is not read by this version",
+            hint="load and save it once without that extension",
+        )
     bad: dict[str, str] = {}
     found: dict[str, TensorRef] = dict(said)
     for name, ref in unpacked(view.listing, stored).items():
@@ -94,8 +142,8 @@ def whole(view: View) -> dict[str, TensorRef]:
             found[name] = ref
     if bad:
         name, why = next(iter(bad.items()))
-        more = f"; so are {first_names(list(bad)[1:], 3)}" if len(bad) > 1 else ""
-        raise EditRefusedError(f"the weights are not whole: {name}: {why}{more}")
+        more = f"; nor can {first_names(list(bad)[1:], 3)}" if len(bad) > 1 else ""
+        raise EditRefusedError(f"not every tensor can be written: {name}: {why}{more}")
     return found
 
 
@@ -104,11 +152,20 @@ def _elsewhere(view: View) -> tuple[str, str | None]:
     if view.errors:
         return f": {next(iter(view.errors.values()))}", None
     if view.adapters():
-        return ": it is an adapter's, which peft merges into its base model", None
+        path = repr(view.listing.root)
+        hint = f"AutoPeftModel.from_pretrained({path}).merge_and_unload().save_pretrained('OUT')"
+        return ": it is an adapter's, which peft merges into its base model", hint
     checkpoint = view.checkpoint
-    if "fsdp" in checkpoint.layouts and checkpoint.has(Role.MODEL_STATES):
-        return _FLAT
-    return next((_UNREAD[layout] for layout in checkpoint.layouts if layout in _UNREAD), ("", None))
+    opaque = {name: 1 for part in checkpoint.of(Role.COMBINED) if (held := view.content(part)) for name in held.globals}
+    odd = describe.foreign(opaque)
+    if odd:
+        told = f": they are inside of objects of {first_names(odd, 3)}, which are not made here"
+        return told, "load it in the program that wrote it, and save the model's state_dict()"
+    found = unread.why(view)
+    if found:
+        return f": {found[0]}", found[1]
+    alone = checkpoint.has(Role.OPTIMIZER, Role.OPTIMIZER_STATES) or view.optimizer_tensors
+    return (": it holds the state of an optimizer, and no model" if alone else ""), None
 
 
 # What stays behind -----------------------------------------------------------------------------------------
@@ -130,8 +187,11 @@ def left_out(view: View, weights: Mapping[str, TensorRef], copied: Iterable[Part
     for part in checkpoint.parts:
         beside = part.role not in _TENSORS or (part.role is Role.WEIGHTS and not view.assemblies)
         told = part.role in (Role.OPTIMIZER, Role.OPTIMIZER_STATES) and moments
-        if beside and not told and part.path not in kept and part.stat.is_file:
+        alone = part.role is Role.COMBINED and not _holds_more(view, part)
+        if beside and not told and not alone and part.path not in kept and part.stat.is_file:
             roles.setdefault(part.role.value, []).append(part)
+    for part in roles.pop(Role.COMBINED.value, []):
+        yield LeftOut("what else is in the file", part.path)
     for role, parts in roles.items():
         yield LeftOut(role, first_names([part.path for part in parts], 3), sum(part.stat.size for part in parts))
     others = [path for path in checkpoint.unclaimed if not path.startswith(SIDECAR)]
@@ -141,11 +201,23 @@ def left_out(view: View, weights: Mapping[str, TensorRef], copied: Iterable[Part
         )
 
 
+def _holds_more(view: View, part: Part) -> bool:
+    """Return whether there is something beside the model in a file that may hold everything."""
+    content = view.content(part)
+    value = as_mapping(content.value) if content is not None else None
+    return value is None or (len(value) > 1 and not all(isinstance(each, TensorRef) for each in value.values()))
+
+
 def notes(target: Target) -> Iterator[str]:
     """Yield what may not be what the user had in mind."""
     view = target.view
     if view.checkpoint.layout == "hf-trainer" and not view.checkpoint.has(Role.CONFIG):
         yield "no config.json is in the checkpoint: copy the model's own, and its tokenizer, for from_pretrained"
+    if view.checkpoint.layout == "tensorflow":
+        yield "the names are the paths of TensorFlow's objects, without `/.ATTRIBUTES/VARIABLE_VALUE`"
+    tag = None if view.weight_parts else tag_of(view)
+    if tag is not None and tag.unfrozen:
+        yield "the frozen parameters are not in the checkpoint (exclude_frozen_parameters): the base model has them"
     for assembly in view.assemblies:
         if assembly.place and view.weight_parts and assembly.weights:
             dtypes = " and ".join(sorted({ref.dtype for ref in assembly.weights.values()}))

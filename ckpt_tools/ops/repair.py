@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 
 from ckpt_tools._version import __version__
+from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.edits.repair_base import Subject
 from ckpt_tools.layouts.match import is_export, open_run, run_directory
 from ckpt_tools.model.checkpoint import Run
-from ckpt_tools.model.findings import Fix, Purpose, Severity, Verdict
-from ckpt_tools.ops import engine
+from ckpt_tools.model.findings import Finding, Fix, Purpose, Severity, Verdict
+from ckpt_tools.ops import engine, numbered
 from ckpt_tools.ops.repair_look import Session, fixes_of_run, key_of, look_at, shown
 from ckpt_tools.ops.repair_make import MOST, SEALED, finish_pending, make, mend, planned, preview
 from ckpt_tools.ops.verify import verify
@@ -45,6 +46,7 @@ def repair(
         EditError: the system refused something in the middle of an edit.
     """
     now = time.time_ns() if now_ns is None else now_ns
+    path = numbered.named(path)
     session = Session(path, write, unsafe, Settings(now, int(settle * 1e9)), command)
     finish_pending(session)
     run = open_run(path)
@@ -157,13 +159,31 @@ def _leftovers(session: Session, saving: set[str]) -> None:
                 continue
             if not hurts or (finding.code, finding.path) in offered or found.name in aside:
                 continue
-            session.left.append(Left(finding.code, finding.path, finding.message, _way_out(run, decided, good)))
+            session.left.append(
+                Left(finding.code, finding.path, finding.message, _way_out(run, finding, decided, good))
+            )
 
 
-def _way_out(run: Run, decided: dict[Purpose, Verdict], good: list[str]) -> str:
+def _has_others(run: Run) -> bool:
+    """Return whether there are other checkpoints beside a single one."""
+    try:
+        return len(open_run(run_directory(run)).checkpoints) > 1
+    except NothingFoundError:
+        return False
+
+
+_NEVER_WRITTEN = frozenset(("save-interrupted", "megatron-not-finalised"))
+_NEMO = "NeMo passes it over by itself, and deletes it at its next start; copied away, or with --quarantine, it is kept"
+
+
+def _way_out(run: Run, finding: Finding, decided: dict[Purpose, Verdict], good: list[str]) -> str:
+    if finding.name == "nemo-unfinished":
+        return _NEMO
     words = [f"fall back to {good[-1]}"] if good else []
-    if run.single and not good:
+    if run.single and not good and _has_others(run):
         words.append(f"`ckpt latest {shlex.quote(run_directory(run))}` finds one to fall back to")
     if decided[Purpose.INFERENCE] is Verdict.READY:
         words.append("good for inference as it is")
+    if not words and finding.name in _NEVER_WRITTEN:
+        return "none here: the save did not end. If it did where this was copied from, copy it again"
     return ", or ".join(words) or "copy it again from where it came from"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ckpt_tools.core.durable import LocalDisk, look
+from ckpt_tools.core.durable import LocalDisk, look, names
 from ckpt_tools.core.errors import CkptError, EditError, EditRefusedError, SourceError
 from ckpt_tools.core.space import free_bytes
 from ckpt_tools.edits import back, guards, journal, repairs
@@ -15,6 +16,7 @@ from ckpt_tools.edits.apply import apply
 from ckpt_tools.edits.journal import Edit, Home, home_of
 from ckpt_tools.edits.outcome import Outcome
 from ckpt_tools.edits.repair_base import CannotRepairError, Draft, Staged, Subject, parents
+from ckpt_tools.edits.session import set_time
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.findings import Finding, Fix, Severity
@@ -36,6 +38,8 @@ _FOLLOWED = frozenset(
 """Kinds of fixes that the manifest of a sealed checkpoint follows."""
 
 _DAMAGE = engine.Selection(("CK2",))
+
+_REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")
 
 SEALED = "CK41"
 """Codes that tell a change since sealing, which every repair is."""
@@ -59,7 +63,7 @@ def finish_pending(session: Session) -> None:
             made = Repair(
                 place, "CK005", f"{edit.home.sidecar}/journal/{edit.name}", f"an edit that did not end: {edit.title}",
                 "note that it is done: all of it was made" if whole else "take it back as a whole", True, "finish-edit",
-                WAITING, writes=() if whole else edit.paths,
+                WAITING, writes=() if whole else edit.paths, backward=not whole,
             )  # fmt: skip
             if session.write:
                 outcomes = back.recover(edit.home, prove=_unreadable)
@@ -182,6 +186,7 @@ def _carried_out(
 ) -> Outcome:
     home = subject.home
     disk = LocalDisk()
+    time = look(home.root)
     for staged in draft.staged:
         _stage(home, disk, staged)
     title = f"repair {finding.code}: {fix.title}" if finding.code else fix.title
@@ -194,14 +199,17 @@ def _carried_out(
         )
     except BaseException:
         for staged in draft.staged:
-            if look(home.at(staged.path)) is not None:
-                disk.unlink(home.at(staged.path))
+            _unstage(home, disk, staged.path)
+        if time is not None and draft.staged:
+            set_time(home.root, time.mtime_ns, disk)
+        disk.close()
         raise
 
 
 def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
     """Write a large new file where it waits, and load it there, before anything else is changed."""
     place = home.at(staged.path)
+    before = look(home.root)
     try:
         parents(disk, home, staged.path)
         if look(place) is not None:  # left by an attempt that was killed
@@ -214,6 +222,8 @@ def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
         staged.write(disk, place)
         disk.sync(place)
         reason = staged.check(place) or _loaded(staged, place)
+        if reason is not None:
+            raise CannotRepairError(f"the new file does not load: {reason}")
     except OSError as error:
         _unstage(home, disk, staged.path)
         raise EditError(f"{staged.path}: {(error.strerror or str(error)).lower()}; nothing was changed") from error
@@ -221,10 +231,9 @@ def _stage(home: Home, disk: LocalDisk, staged: Staged) -> None:
         _unstage(home, disk, staged.path)
         raise
     finally:
+        if before is not None:  # a trainer's rotation sorts by it
+            set_time(home.root, before.mtime_ns, disk)
         disk.close()
-    if reason is not None:
-        _unstage(home, disk, staged.path)
-        raise CannotRepairError(f"the new file does not load: {reason}")
 
 
 def _loaded(staged: Staged, place: str) -> str | None:
@@ -233,12 +242,20 @@ def _loaded(staged: Staged, place: str) -> str | None:
         return None
     with loading.Loader() as loader:
         status, text = loader.load(os.path.abspath(place), staged.kind, rng=staged.rng)
-    return text if status in ("refused", "crashed") else None
+    refused = _REFUSED.search(text)
+    told = f"torch.load with weights_only=True refuses {refused[1]}" if refused else text
+    return told if status in ("refused", "crashed") else None
 
 
 def _unstage(home: Home, disk: LocalDisk, path: str) -> None:
-    with suppress(OSError):
-        disk.unlink(home.at(path))
+    """Remove what waited, and the directories that nothing else is in."""
+    with suppress(OSError, SourceError):
+        if look(home.at(path)) is not None:
+            disk.unlink(home.at(path))
+        parent = path.rpartition("/")[0]
+        while parent and look(home.at(parent)) is not None and not names(home.at(parent)):
+            disk.rmdir(home.at(parent))
+            parent = parent.rpartition("/")[0]
 
 
 def _proof(session: Session, name: str, finding: Finding, before: list[Finding]) -> str | None:

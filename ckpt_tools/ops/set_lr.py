@@ -60,11 +60,9 @@ def set_lr(
         EditError: the system refused something.
     """
     opened = change.open_checkpoint(path)
-    try:
+    with change.held(opened):
         request = Request(rate, peak, scale, tuple(groups), keep_floor, force)
         return _set(opened, request, dry_run, settle, now_ns, command)
-    finally:
-        opened.view.close()
 
 
 def _set(
@@ -116,6 +114,7 @@ def _set(
         done.files,
         done.bytes_written,
         (*notes, *told, *about, *done.notes),
+        undo=done.path,
     )
 
 
@@ -182,14 +181,18 @@ _LLAMA_RECIPES = (
     "llama-recipes saves no scheduler: it makes its own at each start, which goes on from this rate where the optimizer"
     " is loaded"
 )
+_TORCHTUNE = (
+    "torchtune saves no scheduler: it makes its own at each start, which goes on from `initial_lr` and the step"
+)
+_SCHEDULED_ANEW = {"llama-recipes": _LLAMA_RECIPES, "torchtune": _TORCHTUNE}
 
 
 def _taken(opened: Opened, made: Rescaled, request: Request) -> list[str]:
     """Return what a trainer will still take from its command line."""
     arguments = opened.view.training_args
     if opened.view.state is None:
-        own = made.kind == schedulers.NONE and "llama-recipes" in opened.checkpoint.layouts
-        return [_LLAMA_RECIPES] if own else []
+        layouts = opened.checkpoint.layouts if made.kind == schedulers.NONE else ()
+        return [_SCHEDULED_ANEW[layout] for layout in layouts if layout in _SCHEDULED_ANEW]
     name = arguments.get("lr_scheduler_type")
     if made.kind == "LambdaLR":
         more = arguments.get("lr_scheduler_kwargs")

@@ -14,7 +14,7 @@ from ckpt_tools.edits.schedulers import kind_of
 from ckpt_tools.edits.states import Line, States, Wanted
 from ckpt_tools.edits.values import number_of, plan_values, value_at
 from ckpt_tools.layouts import plain
-from ckpt_tools.layouts.view import View
+from ckpt_tools.layouts.view import View, counts_epochs
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.values import whole
 from ckpt_tools.ops import change, naming
@@ -59,10 +59,8 @@ def set_step(
     if step < 0 or not set(only) <= set(PARTS):
         raise UsageError(f"a step is 0 or more, and --only is one of {', '.join(PARTS)}")
     opened = change.open_checkpoint(path)
-    try:
+    with change.held(opened):
         return _set(opened, step, tuple(only) or PARTS, rename, dry_run, settle, now_ns, command)
-    finally:
-        opened.view.close()
 
 
 def _set(
@@ -123,6 +121,7 @@ def _set(
         done.files,
         done.bytes_written,
         (*dict.fromkeys(notes), *about, *done.notes),
+        undo=done.path,
     )
 
 
@@ -198,6 +197,7 @@ def _trainer_moved(found: States, old: int, target: int) -> Moved:
         stated = [name for name in plain.STEP_KEYS if whole(trainer.value.get(name)) is not None]
         made.places += [(TRAINER, (name,), target) for name in stated]
         loops.move_loops(trainer.value, target, made)
+        counters.move_recipe(trainer.value, target, made)
         if "epoch" in trainer.value and loops.step_of(trainer.value) is None:
             made.notes.append("epoch stays: how many steps one has is stored nowhere")
     return made
@@ -234,8 +234,10 @@ def _notes(
     of = max((own.furthest for own in counted if own.furthest is not None), default=old)
     if of != target:
         yield f"weights and moments remain those of step {of:,}"
-    named = opened.checkpoint.step
+    named = None if counts_epochs(opened.checkpoint) else opened.checkpoint.step
     if moving is not None:
         yield from moving.notes
     elif named is not None and named != target and not opened.checkpoint.is_file:
         yield f"the directory still says {named:,}, and trainers find the latest by name: --rename renames it"
+    elif named is not None and named != target:
+        yield f"the name of the file still says {named:,}, and is not changed: --rename is for directories"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ class EditReport:
     """An edit that was applied, or with ``applied`` False only planned.
 
     ``rates`` are those of the next steps where they are known.  ``notes`` are lines that a person should read
-    besides.  ``edits`` is the journal, where that was asked for.
+    besides.  ``edits`` is the journal, where that was asked for.  ``undo`` is the path that ``ckpt undo`` takes.
     """
 
     tool: str
@@ -79,6 +80,7 @@ class EditReport:
     bytes_written: int = 0
     notes: tuple[str, ...] = ()
     edits: tuple[PastEdit, ...] | None = None
+    undo: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -104,9 +106,10 @@ class EditReport:
     def _last_line(self) -> str:
         files = count(len(self.files), "file")
         size = human_bytes(self.bytes_written)
-        return (
-            f"done: {size} written in {files}" if self.applied else f"nothing was changed ({size} in {files} would be)"
-        )
+        if not self.applied:
+            return f"nothing was changed ({size} in {files} would be)"
+        back = f"; `ckpt undo {shlex.quote(self.undo)}` takes it back" if self.undo else ""
+        return f"done: {size} written in {files}{back}"
 
     def document(self) -> dict[str, Any]:
         document: dict[str, Any] = {

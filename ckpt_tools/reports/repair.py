@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ class Repair:
     """One fix.  ``state`` is one of the four words above; ``reason`` says why it cannot be made.
 
     ``moves`` are the names that change, ``(old, new)``, ``writes`` the files that are written.  ``checkpoint`` is what
-    ``ckpt undo`` takes.
+    ``ckpt undo`` takes.  ``backward`` is that an earlier edit is taken back by it.
     """
 
     checkpoint: str
@@ -38,6 +40,7 @@ class Repair:
     notes: tuple[str, ...] = ()
     bytes_written: int = 0
     severity: Severity = Severity.ERROR
+    backward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,7 @@ class RepairReport:
         unsafe = sum(repair.state == UNSAFE for repair in self.repairs)
         if self.applied:
             made = [repair for repair in self.repairs if repair.state == DONE]
-            back = "takes it back" if len(made) == 1 else "takes them back, the newest first"
-            undo = f"; `ckpt undo` {back}" if made else ""
+            undo = f"; {self._undo(made)}" if made else ""
             line = f"{count(len(made), 'fix', 'fixes')} made{undo}"
             return Text((line,), "good" if made else "faint")
         if not safe and not unsafe:
@@ -105,6 +107,17 @@ class RepairReport:
         words = [f"{count(safe, 'fix', 'fixes')} with --write"] if safe else []
         words += [f"{count(unsafe, 'fix', 'fixes')} with --write --unsafe"] if unsafe else []
         return Text((f"nothing was changed; would make {' and '.join(words)}",), "faint")
+
+    def _undo(self, made: Sequence[Repair]) -> str:
+        """Return the commands that take fixes back, the last one first."""
+        edits = [repair for repair in made if not repair.backward]
+        if not edits:
+            return "an edit that was taken back needs no undo"
+        paths = dict.fromkeys(os.path.normpath(os.path.join(self.root, repair.checkpoint)) for repair in edits[::-1])
+        commands = ", ".join(f"`ckpt undo {shlex.quote(path)}`" for path in paths)
+        if len(edits) == 1:
+            return f"{commands} takes it back"
+        return f"{commands} take{'s' if len(paths) == 1 else ''} them back, one at a time and the newest first"
 
     def document(self) -> dict[str, Any]:
         done = [repair for repair in self.repairs if repair.state == DONE]

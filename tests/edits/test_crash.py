@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,15 @@ class Scene:
     def changes(self) -> list[Change]:
         return self.disk.changes
 
-    def crashes(self, into: Path, sample: int | None = None) -> Iterator[tuple[int, Path]]:
-        """Yield what a crash after every number of changes, with every fate, leaves; or a sample of these."""
-        every = [(done, *fate) for done in range(len(self.changes) + 1) for fate in FATES]
+    def crashes(
+        self, into: Path, sample: int | None = None, *, after: Collection[int] | None = None
+    ) -> Iterator[tuple[int, Path]]:
+        """Yield what a crash after every number of changes (or those of ``after``), with every fate, leaves.
+
+        Of these, a sample of so many is enough where one is asked for.
+        """
+        counts = range(len(self.changes) + 1) if after is None else after
+        every = [(done, *fate) for done in counts for fate in FATES]
         chosen = every if sample is None else random.Random(str(into.name)).sample(every, min(sample, len(every)))
         played = 0
         for done, keep, seed in sorted(chosen):
@@ -109,18 +115,15 @@ def test_an_edit_that_lacks_only_its_mark_is_finished_and_undo_takes_it_back(tmp
         for number, change in enumerate(scene.changes)
         if change.name == "rename" and wanted in str(change.arguments[1])
     }
-    finished = 0
-    for done, place in scene.crashes(tmp_path / "crashes"):
-        if done in ends:
-            (edit,) = unfinished(home_of(place))
-            assert edit.progress == len(plan.steps)
-            again = place.parent / f"{place.name}-again"
-            shutil.copytree(place, again)
-            assert require(place, old, new)
-            finished += 1
-            undo(home_of(again), disk=Quick())
-            assert state(again) == old
-    assert finished
+    assert ends
+    for _, place in scene.crashes(tmp_path / "crashes", after=ends):
+        (edit,) = unfinished(home_of(place))
+        assert edit.progress == len(plan.steps)
+        again = place.parent / f"{place.name}-again"
+        shutil.copytree(place, again)
+        assert require(place, old, new)
+        undo(home_of(again), disk=Quick())
+        assert state(again) == old
 
 
 def test_what_a_proof_speaks_against_is_taken_back_though_all_of_it_was_made(tmp_path: Path) -> None:

@@ -73,8 +73,11 @@ class TestHomes:
         plan = Plan("all", (WriteFile("checkpoint-5/state.json", b"{}", STATE), MoveFile("checkpoint-5", "c")))
         with pytest.raises(EditError):
             apply(home_of(run), plan, disk=stop_at(12))
-        with pytest.raises(EditRefusedError, match=r"did not end: 'all' .* in \.\."):
+        with pytest.raises(EditRefusedError, match="did not end: 'all'") as refused:
             apply(home_of(run / "checkpoint-5"), Plan("p", PATCHES))
+        assert f"`ckpt undo {run}`" in str(refused.value.hint)
+        assert [edit.title for edit in pending_in(scan(run / "checkpoint-5"))] == ["all"]
+        assert pending_in(scan(run / "checkpoint-9")) == []
         apply(home_of(run / "checkpoint-9"), Plan("p", PATCHES), disk=Quick())
         undo(home_of(run / "checkpoint-9"), disk=Quick())
         undo(home_of(run / "checkpoint-5"), disk=Quick())

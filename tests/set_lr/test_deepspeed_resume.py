@@ -28,10 +28,10 @@ RUNS = Path(__file__).parent / "zero_runs.py"
 LAMBDA = 0.9
 
 
-def seen(place: Path, what: str) -> Any:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def seen(place: Path, *what: str, ranks: int = 2) -> Any:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
-        [*launch, str(RUNS), str(place), what], check=False, capture_output=True, text=True,
+        [*launch, str(RUNS), str(place), *what], check=False, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,8 +95,11 @@ def test_universal_checkpoints(tmp_path: Path) -> None:
         assert moved["rates"][1] == [pytest.approx(0.02 * LAMBDA**8, rel=1e-12)] * 2
 
 
-def test_the_trainer_with_deepspeed(tmp_path: Path) -> None:
-    own = seen(tmp_path, "trainer")
+@pytest.mark.parametrize(
+    ("ranks", "stage", "warmup"), [(2, "1", "1"), (2, "2", "5"), (1, "3", "1"), (2, "3", "1"), (2, "3", "5")]
+)
+def test_the_trainer_with_deepspeed(tmp_path: Path, ranks: int, stage: str, warmup: str) -> None:
+    own = seen(tmp_path, "trainer", stage, warmup, ranks=ranks)
     steps = [int(step) for step in own["rated"]["used"]]
     assert steps == [3, 4, 5, 6, 7, 8]
     told = dict(zip(steps, own["told"]["after"], strict=False))

@@ -297,6 +297,7 @@ def test_schedulers_with_dictionaries_and_lists_in_them(tmp_path: Path) -> None:
         ("dcp/interrupted-overwrite", "__1_0.distcp"),
         ("dcp/async", "there is no optimizer"),
         ("megatron/torch-dist/iter_0000003", "Megatron-LM computes the rate of every step"),
+        ("megatron/torch-dist-current/iter_0000003", "Megatron-LM computes the rate of every step"),
         ("megatron/legacy/iter_0000003", "Megatron-LM computes the rate of every step"),
         ("olmo-core/step2", "OLMo-core computes the rate of every step"),
     ],

@@ -1,7 +1,7 @@
-"""Trains with DeepSpeed on two ranks, edits what was saved, and resumes: ``torchrun ... zero_runs.py PLACE engine``.
+"""Trains with DeepSpeed, edits what was saved, and resumes: ``torchrun ... zero_runs.py PLACE engine``.
 
 Everything happens in one process group.  Rank 0 edits between a save and the resumes, and writes what was seen to
-``PLACE/answers.json``.
+``PLACE/answers.json``.  ``trainer 3 5`` is the Trainer with ZeRO 3 and a warm-up of five steps.
 """
 
 from __future__ import annotations
@@ -171,12 +171,13 @@ def by_hand(source: Path, target: Path) -> Answers:
     return {}
 
 
-def of_trainer(place: Path) -> Answers:
-    """Train with the Trainer and ZeRO 1, and resume what was saved as it is, at another rate, and from another step."""
+def of_trainer(place: Path, stage: str, warmup: str) -> Answers:
+    """Train with the Trainer, and resume what was saved as it is, at another rate, and from another step."""
     from ckpt_tools.ops.set_lr import set_lr
     from ckpt_tools.ops.set_step import set_step
 
-    trained(place / "run", None)
+    kind = (int(stage), int(warmup))
+    trained(place / "run", None, *kind)
     source = place / "run" / f"checkpoint-{SAVED}"
     told = alone(lambda: edited(source, place / "rated", lambda path: set_lr(path, 0.005, settle=0)))
 
@@ -189,13 +190,13 @@ def of_trainer(place: Path) -> Answers:
     return {
         "told": told,
         "shifted": shifted,
-        "plain": trained(place / "plain", source),
-        "rated": trained(place / "again", place / "rated"),
-        "moved": trained(place / "further", place / "moved" / "checkpoint-4"),
+        "plain": trained(place / "plain", source, *kind),
+        "rated": trained(place / "again", place / "rated", *kind),
+        "moved": trained(place / "further", place / "moved" / "checkpoint-4", *kind),
     }
 
 
-def trained(out: Path, resume: Path | None) -> Answers:
+def trained(out: Path, resume: Path | None, stage: int, warmup: int) -> Answers:
     """Run the Trainer to its first save, or from a checkpoint on, with another rate on its command line."""
     import tiny
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
@@ -213,12 +214,12 @@ def trained(out: Path, resume: Path | None) -> Answers:
     settings = {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
-        "zero_optimization": {"stage": 1},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     arguments = TrainingArguments(
-        output_dir=str(out), max_steps=8, save_steps=SAVED, logging_steps=1, warmup_steps=1,
+        output_dir=str(out), max_steps=8, save_steps=SAVED, logging_steps=1, warmup_steps=warmup,
         learning_rate=0.02 if resume is None else LAUNCHED, per_device_train_batch_size=2, seed=tiny.SEED,
         save_strategy="steps" if resume is None else "no", deepspeed=settings, optim="adamw_torch", report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False, ddp_backend="gloo",
@@ -235,10 +236,13 @@ def trained(out: Path, resume: Path | None) -> Answers:
 
 if __name__ == "__main__":
     import deepspeed
+    import deepspeed_zero
     from torch import distributed
 
+    deepspeed_zero.without_compiler()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    answers = {"engine": of_engine, "universal": of_universal, "trainer": of_trainer}[sys.argv[2]](Path(sys.argv[1]))
+    work: dict[str, Callable[..., Answers]] = {"engine": of_engine, "universal": of_universal, "trainer": of_trainer}
+    answers = work[sys.argv[2]](Path(sys.argv[1]), *sys.argv[3:])
     if distributed.get_rank() == 0:
         (Path(sys.argv[1]) / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     distributed.barrier()
