@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 ENTRIES: list[dict[str, Any]] = json.loads((FIXTURES / "fixtures.json").read_text(encoding="utf-8"))
 
 Copy = Callable[..., Path]
+
+
+def needs(*libraries: str) -> None:
+    """Skip the whole module where a library is not installed, and spare those who do not run it its import."""
+    for library in libraries:
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed", allow_module_level=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,8 +67,8 @@ def ckpt() -> None:
 
     \b
     Exit codes:
-      0    clean, found
-      1    findings at or above --fail-on, or no loadable checkpoint
+      0    clean, equal, found
+      1    findings at or above --fail-on, differences, or no loadable checkpoint
       2    wrong usage
       3    could not finish looking (unreadable file, I/O error)
       4    a path that does not exist, or holds no checkpoint

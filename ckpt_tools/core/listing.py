@@ -40,7 +40,6 @@ class FileStat:
     mtime_ns: int = 0
     ctime_ns: int = 0
     blocks: int = 0
-    nlink: int = 1
     link: str | None = None
 
     @property
@@ -171,6 +170,5 @@ def _entry(location: str) -> FileStat:
         status.st_mtime_ns,
         status.st_ctime_ns,
         status.st_blocks,
-        status.st_nlink,
         link,
     )

@@ -12,9 +12,11 @@ from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.core.listing import SIDECAR, scan
 from ckpt_tools.layouts.match import is_prefix
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping
+from ckpt_tools.ops import numbered
 
 SHOWN_KEYS = 12
 _INDEX = re.compile(r"\[(-?\d+|\*)\]")
+_AT = re.compile(r"(?P<words>.+?@\d{1,18})(?::(?P<rest>.*))?\Z", re.DOTALL)
 _QUOTED = re.compile(r"\[\"([^\"]*)\"\]|\['([^']*)'\]")
 
 
@@ -36,6 +38,8 @@ def split(target: str) -> Address:
     head, rest = _longest(target, "")
     if head is None and is_prefix(target):
         return Address(target)
+    if head is None and (match := _AT.match(target)):
+        head, rest = numbered.named(match["words"]), match["rest"] or ""
     if head is None:
         raise NothingFoundError(f"{target}: no such file or directory")
     if not rest:

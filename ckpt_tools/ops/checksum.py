@@ -17,6 +17,8 @@ from ckpt_tools.core.progress import SILENT, Progress, Task
 from ckpt_tools.layouts.match import open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
+from ckpt_tools.model.tensors import TensorRef
+from ckpt_tools.ops import numbered
 from ckpt_tools.reports.checksum import ChecksumReport, Row
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def checksum(
     if by == "tensor" and algorithm != "blake3":
         raise UsageError(f"--algorithm {algorithm}: is for whole files alone", hint="add `--by file`")
     started = time.perf_counter()
+    path = numbered.named(path)
     run = open_run(path)
     base = os.path.dirname(path) if not os.path.isdir(path) else path
     rows, errors = (_tensors if by == "tensor" else _files)(run, base, algorithm, jobs, progress)
@@ -62,28 +65,37 @@ def checksum(
 
 
 def _tensors(run: Run, base: str, algorithm: str, jobs: int | None, progress: Progress) -> tuple[list[Row], list[str]]:
-    from ckpt_tools.ops import deep, gathered
+    from ckpt_tools.ops import deep, gathered, unread
 
     rows: list[Row] = []
     errors: list[str] = []
     with progress.task("reading", sum(checkpoint.size for checkpoint in run.checkpoints), "B") as task:
         for checkpoint in run.checkpoints:
             view = View(checkpoint)
+            before = len(rows)
             found = gathered.tensors(view)
-            told, unread = gathered.digests(view, found, jobs=deep.workers(jobs), task=task)
-            errors += unread
+            told, failed = gathered.digests(view, found, jobs=deep.workers(jobs), task=task)
+            errors += failed
             rows += _gathered(checkpoint, told)
             together = gathered.files(view, found)
             names = [name for name in deep.files(view) if name not in together]
             for name, file in deep.digests(view, names, jobs=jobs, task=task).files.items():
                 place = checkpoint.place(name)
                 errors += [str(error) for error in file.errors]
-                rows += [
-                    Row(place, each.digest, file.size, tensor, each.ref.dtype, each.ref.shape, each.reason)
-                    for tensor, each in file.tensors.items()
-                ]
+                for tensor, each in file.tensors.items():
+                    ref, reason = each.ref, each.reason or _kind(each.ref)
+                    rows.append(Row(place, each.digest, file.size, tensor, ref.dtype, ref.shape, reason))
             errors += [f"{name}: {reason.lower()}" for name, reason in view.listing.errors.items()]
+            left = unread.why(view) if len(rows) == before else None
+            if left:
+                place = run.root if checkpoint.path == "." else checkpoint.path
+                errors.append(f"{place}: {left[0]}; `--by file` digests the files")
     return rows, errors
+
+
+def _kind(ref: TensorRef) -> str:
+    """Say that a tensor is an object that is not looked into, where it is one."""
+    return "" if ref.chunks or not ref.kind else f"it is stored as a {ref.kind.rpartition('.')[2]}, which is not read"
 
 
 def _gathered(checkpoint: Checkpoint, told: list[Digested]) -> Iterator[Row]:

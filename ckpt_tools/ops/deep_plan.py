@@ -31,7 +31,7 @@ UNREAD = "could not be read"
 
 CHECKSUMS = ("crc32", "crc32c")
 ZIPS = ("torch-zip", "torchscript", "npz", "zip", "keras-zip", "distcp")
-BARE = ("safetensors", "torch-legacy", "pickle")
+BARE = ("safetensors", "torch-legacy", "pickle", "msgpack")
 
 
 @dataclass(frozen=True, slots=True)

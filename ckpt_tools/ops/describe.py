@@ -12,7 +12,7 @@ from ckpt_tools.model import schedules
 from ckpt_tools.model.checkpoint import Role
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping, real, whole
-from ckpt_tools.ops import versions
+from ckpt_tools.ops import unread, versions
 from ckpt_tools.reports.info import Adapter, Described, Files, Model, Progress, Schedule, Training
 
 SHOWN_FILES = 3
@@ -69,12 +69,21 @@ def progress(view: View) -> Progress:
         view.number("epoch"),
         real(state.get("num_train_epochs")) or real(arguments.get("num_train_epochs")),
         tuple(view.numbers("lr") or view.numbers("last-lr")),
-        tuple(view.numbers("base-lr") or view.numbers("initial-lr")),
+        _peaks(view),
         logged(state, "loss", step),
         _named(name, logged(state, name, step)) if name else None,
         (best, where) if best is not None and isinstance(where, str) else None,
         _ended(step, total, arguments),
     )
+
+
+def _peaks(view: View) -> tuple[float, ...]:
+    """Return the highest rates of the schedule, by group; none where the rate now is beyond them, as with SWALR."""
+    groups = (view.optimizer or {}).get("param_groups")
+    read = [as_mapping(group) or {} for group in groups] if isinstance(groups, list) else []
+    cycles = [real(group.get("max_lr")) for group in read]  # OneCycleLR and CyclicLR begin, and end, at the base rate
+    peaks = [rate for rate in cycles if rate is not None] or view.numbers("base-lr") or view.numbers("initial-lr")
+    return tuple(peaks) if max(view.numbers("lr"), default=0.0) <= max(peaks, default=0.0) * (1 + 1e-9) else ()
 
 
 def _named(name: str, pair: tuple[float, int] | None) -> tuple[str, float, int] | None:
@@ -305,6 +314,9 @@ def _notes(view: View) -> Iterator[str]:
         yield "weights or optimizer are in the DeepSpeed files; their contents are not read here"
     elif view.elsewhere == "FSDP":
         yield "weights or optimizer are in the FSDP directories; their contents are not read here"
+    left = unread.why(view)
+    if left:
+        yield f"the weights are not read: {left[0]}"
     asked, saved = real(view.training_args.get("learning_rate")), view.numbers("base-lr")
     if asked and saved and all(abs(rate - asked) > 1e-6 * asked for rate in saved):
         yield f"the training arguments say learning rate {asked:g}, the scheduler's state decides"

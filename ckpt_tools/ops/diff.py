@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 from ckpt_tools._version import __version__
@@ -20,6 +21,8 @@ from ckpt_tools.ops.diff_targets import Target, find
 from ckpt_tools.reports.diff import DiffReport, Tensors
 
 BY = ("layer", "role")
+Sides = list[dict[str, TensorRef]]
+Pairs = list[diff_tensors.Pair]
 
 _NUMBERED = re.compile(r"state\.\d+\.")
 """How an optimizer's state is keyed that knows its parameters by their number."""
@@ -67,31 +70,17 @@ def diff(
     seals = diff_sealed.read(targets[0]), diff_sealed.read(targets[1])
     listed = (*sections.all(), *diff_sealed.sections(seals))
 
-    models = [_model(target.view) for target in targets]
-    names = [rename.apply(model, side) for (model, _), side in zip(models, ("left", "right"), strict=True)]
-    parts = {rename(name): part for _, known in models for name, part in known.items()}
-    moments = _met([_moments(view, rename) for view in views], views, names)
-    if targets[0].file or targets[1].file:  # one file has no say on what the other side holds beside it
-        names = names if all(names) else [{}, {}]
-        moments = moments if all(moments) else [{}, {}]
-    pairs = diff_groups.match(names[0], names[1], parts)
-    moment_pairs = diff_groups.match(moments[0], moments[1], dict.fromkeys(moments[0], "optimizer"))
-    settled = diff_sealed.settle([*pairs, *moment_pairs], seals)
-    hints = 0 if tensors else diff_sealed.checksums([*pairs, *moment_pairs], views)
+    names, moments, pairs, moment_pairs = _matched(targets, rename)
+    every = [*pairs, *moment_pairs]
+    settled = diff_sealed.settle(every, seals)
+    hints = 0 if tensors else diff_sealed.checksums(every, views)
     if tensors:
-        listings = views[0].listing, views[1].listing
-        diff_tensors.compare([*pairs, *moment_pairs], listings, jobs=jobs, progress=progress)
+        diff_tensors.compare(every, (views[0].listing, views[1].listing), jobs=jobs, progress=progress)
 
-    found = made = None
-    if any(names):
-        only = diff_groups.alone(names[0], names[1]), diff_groups.alone(names[1], names[0])
-        found = diff_groups.tensors("weights", pairs, only, compared=tensors, tolerance=tolerance, by=by)
-    if any(moments):
-        only = diff_groups.alone(moments[0], moments[1]), diff_groups.alone(moments[1], moments[0])
-        owners = _owners(views[0], names[0], moment_pairs)
-        made = diff_groups.tensors(
-            "optimizer state", moment_pairs, only, compared=tensors, tolerance=tolerance, by=by, owners=owners
-        )
+    grouped = partial(_grouped, compared=tensors, tolerance=tolerance, by=by)
+    owners = _owners(views[0], names[0], moment_pairs) if moment_pairs else {}
+    found = grouped("weights", names, pairs)
+    made = grouped("optimizer state", moments, moment_pairs, owners=owners)
     reasons = tuple(diff_reasons.reasons(found, pairs, views, (list(names[0]), list(names[1])), made)) if found else ()
     report = DiffReport(
         __version__,
@@ -104,7 +93,7 @@ def diff(
         made,
         reasons,
         tuple(_took(target, side) for target, side in zip(targets, ("left", "right"), strict=True) if target.taken),
-        tuple(dict.fromkeys([*_trouble(targets), *_broken(pairs), *_broken(moment_pairs)])),
+        tuple(dict.fromkeys([*_trouble(targets), *_broken(pairs), *_broken(moment_pairs), *sections.unread()])),
         tuple(_notes(sections, seals, settled, hints)),
         tuple(diff_log.charts(views[0].state, views[1].state, (targets[0].path, targets[1].path))),
         by,
@@ -113,6 +102,39 @@ def diff(
     for view in views:
         view.close()
     return replace(report, headline=tuple(diff_reasons.headline(report)))
+
+
+def _matched(targets: tuple[Target, Target], rename: diff_names.Naming) -> tuple[Sides, Sides, Pairs, Pairs]:
+    """Return the tensors and the moments of both sides by common names, and what each has in common."""
+    views = targets[0].view, targets[1].view
+    models = [_model(view) for view in views]
+    names = [rename.apply(model, side) for (model, _), side in zip(models, ("left", "right"), strict=True)]
+    parts = {rename(name): part for _, known in models for name, part in known.items()}
+    moments = _met([_moments(view, rename) for view in views], views, names)
+    if targets[0].file or targets[1].file:  # one file has no say on what the other side holds beside it
+        names = names if all(names) else [{}, {}]
+        moments = moments if all(moments) else [{}, {}]
+    pairs = diff_groups.match(names[0], names[1], parts)
+    moment_pairs = diff_groups.match(moments[0], moments[1], dict.fromkeys(moments[0], "optimizer"))
+    return names, moments, pairs, moment_pairs
+
+
+def _grouped(
+    name: str,
+    sides: Sides,
+    pairs: Pairs,
+    *,
+    compared: bool,
+    tolerance: float,
+    by: str | None,
+    owners: diff_groups.Owners | None = None,
+) -> Tensors | None:
+    """Return what is told of one kind of tensors, None where neither side has any."""
+    if not any(sides):
+        return None
+    left, right = sides
+    only = diff_groups.alone(left, right), diff_groups.alone(right, left)
+    return diff_groups.tensors(name, pairs, only, compared=compared, tolerance=tolerance, by=by, owners=owners)
 
 
 def _took(target: Target, side: str) -> str:
@@ -153,7 +175,8 @@ def _moments(view: View, rename: diff_names.Naming) -> dict[str, TensorRef]:
     for part in list(view.checkpoint.of(Role.OPTIMIZER))[1:]:
         content = view.content(part)
         found.update({f"{part.path}:{name}": ref for name, ref in (content.tensors if content else {}).items()})
-    inside = {name: ref for name, ref in found.items() if "state." in name and not name.endswith(".step")}
+    states = {name: ref for name, ref in found.items() if "state." in name or "/" in name}  # of torch, of TensorFlow
+    inside = {name: ref for name, ref in states.items() if not name.endswith(".step")}
     renamed = {_renamed(name, rename): ref for name, ref in inside.items()}
     return _leaves(renamed if len(renamed) == len(inside) else inside)
 
@@ -163,9 +186,7 @@ def _renamed(key: str, rename: diff_names.Naming) -> str:
     return head + mark + rename(tail) if not head else key
 
 
-def _met(
-    moments: list[dict[str, TensorRef]], views: tuple[View, View], names: list[dict[str, TensorRef]]
-) -> list[dict[str, TensorRef]]:
+def _met(moments: Sides, views: tuple[View, View], names: Sides) -> Sides:
     """Give moments the names of their parameters on the side that numbers them, where the other side has names."""
     numbered = [any(_NUMBERED.match(key) for key in each) for each in moments]
     if not all(moments) or numbered[0] == numbered[1]:

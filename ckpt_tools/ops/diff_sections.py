@@ -14,7 +14,7 @@ from ckpt_tools.model import schedules
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import TensorRef
 from ckpt_tools.model.values import Value, as_mapping
-from ckpt_tools.ops import diff_log
+from ckpt_tools.ops import diff_log, diff_unread
 from ckpt_tools.ops.diff_targets import Target
 from ckpt_tools.ops.diff_tensors import is_dense, same_bytes
 from ckpt_tools.ops.diff_values import MOST_CHANGES, TooMuchError, changes, plain, same
@@ -66,6 +66,7 @@ class Sections:
             self._role("scaler", "gradient scaler", Role.SCALER),
             self._role("adapter_config", "adapter config", Role.ADAPTER_CONFIG, _sorted_lists),
             self._tokenizer(),
+            diff_unread.arrays(self._views),
             self._rest(),
             self._others(),
         ]
@@ -184,12 +185,18 @@ class Sections:
         found = [c for path in dict.fromkeys([*paths[0], *paths[1]]) for c in self._file(path, paths[0], paths[1])]
         return _section("tokenizer", "tokenizer files", found)
 
+    def unread(self) -> Iterator[str]:
+        """Yield why the weights of a side were not compared, unless all files are the same."""
+        yield from diff_unread.told((self._left, self._right), deep=self._deep)
+
     def _rest(self) -> Section | None:
-        """Compare what a combined file holds beside weights, optimizer and scheduler."""
+        """Compare what a combined file holds beside weights, optimizer and scheduler, and lone numbers elsewhere."""
 
         def decoded(view: View) -> Value:
             part = view.checkpoint.first(Role.COMBINED)
-            content = view.content(part) if part is not None else None
+            if part is None:
+                return diff_unread.counters(view) or None
+            content = view.content(part)
             mapping = as_mapping(content.value) if content is not None else None
             if mapping is None or content is None:
                 return content.value if content is not None and not content.tensors else None

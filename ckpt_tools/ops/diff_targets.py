@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 
-from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.layouts.match import is_export, is_file, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Purpose
-from ckpt_tools.reports.units import first_names
-
-_AT = re.compile(r"(?P<path>.+)@(?P<step>\d{1,18})\Z", re.DOTALL)
+from ckpt_tools.ops import numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,43 +33,29 @@ def find(words: str, progress: Progress = SILENT) -> Target:
     Raises:
         NothingFoundError: no such path, no checkpoint there, or none of that step.
     """
-    match = None if os.path.lexists(words) else _AT.match(words)
-    if match:
-        return _numbered(match["path"], int(match["step"]))
+    meant = numbered.find(words)
+    if meant is not None:
+        return _target(*meant, None)
     run = open_run(words)
     if run.single:
         return Target(words, View(run.checkpoints[0]), is_file(run), run)
     return _newest(run, words, progress)
 
 
-def _numbered(path: str, step: int) -> Target:
-    run = open_run(path)
-    found = [checkpoint for checkpoint in run.checkpoints if checkpoint.step == step]
-    if not found:
-        steps = [f"{checkpoint.step}" for checkpoint in run.checkpoints if checkpoint.step is not None]
-        hint = f"there are: {first_names(steps)}" if steps else None
-        raise NothingFoundError(f"{path}: no checkpoint of step {step}", hint=hint)
-    return _target(run, found[-1], None)
-
-
 def _newest(run: Run, words: str, progress: Progress) -> Target:
     from ckpt_tools.ops.latest import latest  # the whole catalogue of rules, which only a run needs
 
-    numbered = [checkpoint for checkpoint in run.checkpoints if not is_export(run, checkpoint)]
-    by_path = {_typed(run, checkpoint): checkpoint for checkpoint in run.checkpoints}
+    saved = [checkpoint for checkpoint in run.checkpoints if not is_export(run, checkpoint)]
+    by_path = {numbered.place(run, checkpoint): checkpoint for checkpoint in run.checkpoints}
     for purpose, why in ((Purpose.RESUME, "the newest to resume from"), (Purpose.INFERENCE, "the newest that loads")):
         report = latest(words, purpose=purpose, progress=progress)
         if report.path in by_path:
             skipped = f", {len(report.passed)} newer passed over" if report.passed else ""
             return _target(run, by_path[report.path], f"{why}{skipped}")
-    chosen = max(numbered or run.checkpoints, key=lambda checkpoint: (checkpoint.step or -1, checkpoint.path))
+    chosen = max(saved or run.checkpoints, key=lambda checkpoint: (checkpoint.step or -1, checkpoint.path))
     return _target(run, chosen, "the newest; none of the run is whole")
 
 
 def _target(run: Run, checkpoint: Checkpoint, taken: str | None) -> Target:
     file = os.path.isfile(os.path.join(run.root, checkpoint.path))
-    return Target(_typed(run, checkpoint), View(checkpoint), file, run, taken)
-
-
-def _typed(run: Run, checkpoint: Checkpoint) -> str:
-    return run.root if checkpoint.path == "." else os.path.join(run.root, checkpoint.path)
+    return Target(numbered.place(run, checkpoint), View(checkpoint), file, run, taken)

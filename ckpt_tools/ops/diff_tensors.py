@@ -130,7 +130,7 @@ def _pieces(pair: Pair) -> Iterator[_Piece]:
     if not (left.chunks and right.chunks):
         pair.why, pair.broken = ABSENT, True
         return
-    if left.dtype != right.dtype and not (_decoded(left) and _decoded(right)):
+    if left.dtype != right.dtype and not (decoded(left) and decoded(right)):
         pair.differs, pair.note = True, UNDECODED
         return
     if is_dense(left) and is_dense(right):
@@ -139,7 +139,7 @@ def _pieces(pair: Pair) -> Iterator[_Piece]:
         pair.why = problem(left) or problem(right)
         pair.broken = bool(pair.why)
         yield from () if pair.why else _runs(pair, left.numel)
-    elif _decoded(left) and _decoded(right):
+    elif decoded(left) and decoded(right):
         yield _Piece(pair)
     else:
         pair.why = f"{left.dtype} with strides is not read"
@@ -152,7 +152,7 @@ def _resized(pair: Pair) -> Iterator[_Piece]:
     if len(left.shape) != len(right.shape) or left.shape[1:] != right.shape[1:] or not left.shape:
         return
     rows = min(left.shape[0], right.shape[0])
-    if _in_order(left) and _in_order(right) and rows and _decoded(left) and _decoded(right) and prod(left.shape[1:]):
+    if _in_order(left) and _in_order(right) and rows and decoded(left) and decoded(right) and prod(left.shape[1:]):
         pair.note = f"over the first {rows:,} rows"
         for piece in _runs(pair, rows * prod(left.shape[1:])):
             piece.measure = True
@@ -161,7 +161,7 @@ def _resized(pair: Pair) -> Iterator[_Piece]:
 
 def _runs(pair: Pair, count: int) -> Iterator[_Piece]:
     step = max(1, PIECE // _width(pair))
-    if not _decoded(pair.left):
+    if not decoded(pair.left):
         step = count
     for start in range(0, count, step):
         yield _Piece(pair, start, min(step, count - start))
@@ -184,7 +184,7 @@ def _in_order(ref: TensorRef) -> bool:
     return is_dense(ref) or (len(ref.chunks) > 1 and not problem(ref))
 
 
-def _decoded(ref: TensorRef) -> bool:
+def decoded(ref: TensorRef) -> bool:
     """Return whether the elements are whole bytes that numpy or ml_dtypes has a type for."""
     return DTYPE_BITS.get(ref.dtype, 0) >= 8 and ref.dtype not in ("quint4x2", "quint2x4", "float4_e2m1fn_x2")
 
@@ -266,7 +266,7 @@ class _Work:
         same_type = pair.left.dtype == pair.right.dtype
         if same_type and not piece.measure and self._same_bytes(piece):
             return None
-        if not _decoded(pair.left):
+        if not decoded(pair.left):
             pair.differs, pair.note = True, UNDECODED
             return None
         from ckpt_tools.numerics import distance

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckpt_tools.core.listing import SIDECAR
+from ckpt_tools.layouts.match import is_piece
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Part, Run
 from ckpt_tools.model.findings import HARMLESS, Finding, Purpose, Severity, Skipped, Verdict
@@ -163,6 +165,8 @@ def skipped(view: View) -> tuple[Skipped, ...]:
     """Return what no rule looked at in this checkpoint, with the reason."""
     left_out = [Skipped("CK4", NOT_READ)] if view.data is None else list(_not_compared(view, view.data))
     left_out += sealed_skips(view)
+    if is_piece(view.checkpoint):
+        left_out.append(Skipped("CK1", "the rest of the checkpoint: one file of it was given"))
     left_out += (Skipped(*each) for assembly in view.assemblies for each in assembly.left_out)
     if view.elsewhere and not view.assemblies and not view.checkpoint.is_file:
         left_out.append(Skipped("CK1", ELSEWHERE.format(view.elsewhere)))
@@ -174,9 +178,15 @@ def may_be_sealed(checkpoint: Checkpoint) -> bool:
     return checkpoint.is_file or checkpoint.together or SIDECAR in checkpoint.listing.files
 
 
+def may_be_edited(checkpoint: Checkpoint) -> bool:
+    """Return whether a journal may tell of the checkpoint: its own, or that of the run around it."""
+    above = os.path.join(os.path.dirname(os.path.abspath(checkpoint.listing.root)), SIDECAR)
+    return may_be_sealed(checkpoint) or os.path.isdir(above)
+
+
 def find_pending(view: View) -> None:
     """Note the edits of a checkpoint that were begun and not finished, and which files others changed, for rules."""
-    if may_be_sealed(view.checkpoint):
+    if may_be_edited(view.checkpoint):
         from ckpt_tools.edits.journal import edited_in, pending_in
 
         view.edited = edited_in(view.listing)
@@ -207,6 +217,8 @@ def _not_compared(view: View, data: DataSummary) -> Iterator[Skipped]:
         if file.protection in ("none", "off") and file.tensors and file.path not in compared:
             kind = file.container if file.protection == "none" else "written without them"
             bare.setdefault(kind, []).append(file.path)
+        if file.container == "hdf5" and file.path not in compared:
+            yield Skipped("CK4", f"the values in {file.path}: HDF5 is not decoded; a manifest would show a change")
         if file.unchecked:
             why = ", ".join(dict.fromkeys(reason for _, reason in file.unchecked))
             yield Skipped("CK401", f"{count(len(file.unchecked), 'record')} of {file.path}: {why}")

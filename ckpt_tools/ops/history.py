@@ -27,8 +27,7 @@ def history(path: str, *, every_row: bool = False, progress: Progress = SILENT) 
     """
     run = open_run(path)
     facts = read(run, progress)
-    counted = any(point.optimizer_step is not None or point.scheduler_step is not None for point in facts.stored)
-    if not (facts.sources or facts.unreadable or counted):
+    if not (facts.sources or facts.unreadable or any(point.tells for point in facts.stored)):
         raise NothingFoundError(f"{run.root}: no log and no step count in it", hint="`ckpt info` shows what there is")
     return judged(run.root, run.layout, facts, every_row)
 

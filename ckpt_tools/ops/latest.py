@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -12,8 +13,8 @@ from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import NothingFoundError
 from ckpt_tools.core.progress import SILENT, Progress
 from ckpt_tools.layouts import tracking
-from ckpt_tools.layouts.match import open_run
-from ckpt_tools.layouts.view import View
+from ckpt_tools.layouts.match import is_piece, open_run
+from ckpt_tools.layouts.view import View, counts_epochs
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Verdict
 from ckpt_tools.ops import engine
@@ -54,7 +55,7 @@ def latest(
         progress: where progress is announced.
 
     Raises:
-        NothingFoundError: no such path, or no checkpoint there.
+        NothingFoundError: no such path, or no checkpoint there, or one file of many.
     """
     run = open_run(path)
     now = time.time_ns() if now_ns is None else now_ns
@@ -66,17 +67,19 @@ def latest(
     trackers = tuple(tracking.of_run(run)) if purpose is Purpose.RESUME else ()
     if not candidates:
         raise NothingFoundError(f"{run.root}: no checkpoint found")
+    if run.single and is_piece(candidates[0]):
+        raise NothingFoundError(f"{run.root}: is one file of a checkpoint", hint="give the checkpoint, or the run")
     with ExitStack() as stack:
         loader = stack.enter_context(loading.Loader()) if load else None
         task = stack.enter_context(progress.task("checking", len(candidates), "checkpoint"))
         for checkpoint in candidates:
             view = View(checkpoint)
+            engine.find_pending(view)
             if engine.may_be_sealed(checkpoint):
                 from ckpt_tools.ops import sealed
 
                 sealed.attach(run, view)
                 sealed.hold(view)
-                engine.find_pending(view)
             findings = engine.check(run, checkpoint, view, settings)
             if loader is not None:
                 findings, _ = loading.proven(findings, checkpoint, view, engine.Selection(), loader)
@@ -92,9 +95,9 @@ def latest(
         run.root,
         purpose,
         _typed(run, found) if found else None,
-        found.step if found else None,
+        found.step if found and not counts_epochs(found) else None,
         tuple(passed),
-        (*_notes(run), *_tracker_notes(run, found, trackers)),
+        (*_notes(run), *_tracker_notes(run, found, trackers), *_mended(run, found, trackers, passed)),
         tuple(unreadable),
         tuple(TrackerSaid(each.path, each.target) for each in trackers if each.said is not None),
     )
@@ -171,9 +174,24 @@ def _tracker_notes(run: Run, found: Checkpoint | None, trackers: Iterable[tracki
         elif tracked.target is None:
             yield f"{tracked.path} names no checkpoint: the trainer itself would stop"
         elif not tracked.there:
-            yield f"{tracked.path} names {tracked.target}, which is not here: the trainer itself would stop"
+            yield f"{tracked.path} names {tracked.target}, which is not here: {tracker.dangling}"
         else:
             yield f"{tracked.path} names {tracked.target}, which is what the trainer itself would take"
+
+
+def _mended(
+    run: Run, found: Checkpoint | None, trackers: Iterable[tracking.Tracked], passed: Iterable[Passed]
+) -> Iterator[str]:
+    """Name the command that lets a tracker name what was found, where it leads to nothing good."""
+    unread = ("CK002", "CK003")  # it may be whole
+    bad = {each.path for each in passed if each.verdict is Verdict.BROKEN and each.reasons[0].code not in unread}
+    for tracked in trackers:
+        if found is None or not tracked.tracker.followed or os.path.dirname(found.path) != tracked.home:
+            continue
+        named = next((each for each in run.checkpoints if tracked.means(each)), None)
+        if named is None or _typed(run, named) in bad:
+            name = os.path.basename(found.path)
+            yield f"`ckpt repair --write {shlex.quote(run.root)}` lets {tracked.path} name {name}"
 
 
 _WHY = {

@@ -16,7 +16,7 @@ from ckpt_tools.edits.values import Setting, plan_values
 from ckpt_tools.layouts.assembly_zero import tag_of
 from ckpt_tools.layouts.assembly_zero_names import is_tag
 from ckpt_tools.layouts.match import open_run
-from ckpt_tools.layouts.view import View
+from ckpt_tools.layouts.view import View, counts_epochs
 from ckpt_tools.model.checkpoint import Checkpoint, Role, Run
 from ckpt_tools.model.plan import Action, MoveFile, WriteFile
 from ckpt_tools.model.values import Value, as_mapping
@@ -57,7 +57,7 @@ def renaming(opened: Opened, step: int) -> Renaming | None:
     Raises:
         UsageError: it is no directory that is named by its step.
     """
-    if opened.checkpoint.is_file or opened.checkpoint.step is None:
+    if opened.checkpoint.is_file or opened.checkpoint.step is None or counts_epochs(opened.checkpoint):
         raise UsageError("--rename is for directories that are named by their step")
     root = opened.home.root
     parent, name = os.path.split(root)

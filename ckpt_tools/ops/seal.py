@@ -21,7 +21,7 @@ from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Severity
 from ckpt_tools.model.manifest import NAME, Manifest, ManifestError, Seal, SealedData, compare
 from ckpt_tools.model.summaries import DataSummary
-from ckpt_tools.ops import engine, sealed
+from ckpt_tools.ops import engine, numbered, sealed
 from ckpt_tools.reports.seal import SealedCheckpoint, SealReport
 from ckpt_tools.rules.base import Settings
 
@@ -80,6 +80,7 @@ def seal(
         CkptError: the data could not be read, or the manifest not be written.
     """
     started = time.perf_counter()
+    path = numbered.named(path)
     run = open_run(path)
     now = time.time_ns() if now_ns is None else now_ns
     if output is not None:

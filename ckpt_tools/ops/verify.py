@@ -6,17 +6,17 @@ import shlex
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_tools._version import __version__
 from ckpt_tools.core.errors import UsageError
 from ckpt_tools.core.progress import SILENT, Progress, Task
-from ckpt_tools.layouts.match import open_run
+from ckpt_tools.layouts.match import is_piece, open_run
 from ckpt_tools.layouts.view import View
 from ckpt_tools.model.checkpoint import Checkpoint, Run
 from ckpt_tools.model.findings import Finding, Purpose, Severity, Skipped, Verdict
-from ckpt_tools.ops import engine, latest
+from ckpt_tools.ops import engine, latest, numbered
 from ckpt_tools.ops import load as loading
 from ckpt_tools.reports.verify import CheckpointReport, VerifyReport
 from ckpt_tools.rules.base import Settings
@@ -67,7 +67,7 @@ def verify(
     started = time.perf_counter()
     if sample is not None and not deep:
         raise UsageError("--sample is the share that --deep reads; give both")
-    run = open_run(path)
+    run = open_run(numbered.named(path))
     if against is not None:
         from ckpt_tools.ops import sealed
 
@@ -77,31 +77,16 @@ def verify(
     selection = engine.Selection(select, ignore)
     views = {checkpoint.path: View(checkpoint) for checkpoint in run.checkpoints}
     looker = _looker(sample, now, jobs) if deep else None
-    depth = "+".join(name for name, used in (("deep", deep), ("load", load)) if used) or "structure"
-    reports: list[CheckpointReport] = []
     with ExitStack() as stack:
         loader = stack.enter_context(loading.Loader()) if load else None
         if looker is not None:
             task = stack.enter_context(progress.task("reading", looker.size(views.values()), "B"))
         else:
             task = stack.enter_context(progress.task("checking", len(run.checkpoints), "checkpoint"))
-        for checkpoint in run.checkpoints:
-            view = views[checkpoint.path]
-            _look(run, view, against, data, looker, task)
-            found = engine.check(run, checkpoint, view, settings, selection)
-            left_out = list(engine.skipped(view))
-            if loader is not None:
-                found, not_loaded = loading.proven(found, checkpoint, view, selection, loader)
-                left_out += not_loaded
-            reports.append(_report(checkpoint, view, found, left_out, depth))
-            view.release()
-            view.seal = None
-            if looker is not None:
-                looker.slim(view)
-            else:
-                task.advance(1)
+        look = _Look(run, settings, selection, against, data, looker, loader, task)
+        found = [look.at(checkpoint, views[checkpoint.path]) for checkpoint in run.checkpoints]
     reports = [
-        replace(report, findings=_with_commands(report.findings, run.root)) for report in _with_way_out(run, reports)
+        replace(report, findings=_with_commands(report.findings, run.root)) for report in _with_way_out(run, found)
     ]
     unreadable = tuple(
         f"{view.checkpoint.path}/{name}" for view in views.values() for name in (*view.errors, *view.listing.errors)
@@ -129,38 +114,93 @@ def _looker(sample: str | None, now_ns: int, jobs: int | None) -> Looker:
     return Looker(sample, now_ns, jobs)
 
 
-def _look(run: Run, view: View, against: str | None, data: tuple[str, ...], looker: Looker | None, task: Task) -> None:
-    """Read what the rules will look at: the manifest where there may be one, and the bytes where that was asked."""
-    seals = against is not None or looker is not None or engine.may_be_sealed(view.checkpoint)
-    if not seals:
-        return
-    from ckpt_tools.ops import sealed
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How every checkpoint of a run is looked at."""
 
-    sealed.attach(run, view, against)
-    engine.find_pending(view)
-    if looker is not None:
-        looker.look(view, task)
-    sealed.hold(view, data or None)
-    if looker is not None and run.single:
-        view.beside = sealed.beside(run)
+    run: Run
+    settings: Settings
+    selection: engine.Selection
+    against: str | None
+    data: tuple[str, ...]
+    looker: Looker | None
+    loader: loading.Loader | None
+    task: Task
+
+    @property
+    def depth(self) -> str:
+        used = (("deep", self.looker is not None), ("load", self.loader is not None))
+        return "+".join(name for name, wanted in used if wanted) or "structure"
+
+    def at(self, checkpoint: Checkpoint, view: View) -> CheckpointReport:
+        """Check one of them, and keep of its view what the rules about the whole run ask for."""
+        self._read(view)
+        found = engine.check(self.run, checkpoint, view, self.settings, self.selection)
+        left_out = list(engine.skipped(view))
+        if self.loader is not None:
+            found, not_loaded = loading.proven(found, checkpoint, view, self.selection, self.loader)
+            left_out += not_loaded
+        report = _report(checkpoint, view, found, left_out, self.depth)
+        view.release()
+        view.seal = None
+        if self.looker is not None:
+            self.looker.slim(view)
+        else:
+            self.task.advance(1)
+        return report
+
+    def _read(self, view: View) -> None:
+        """Read what the rules will look at: the manifest where there may be one, and the bytes where that was asked."""
+        engine.find_pending(view)
+        if self.against is None and self.looker is None and not engine.may_be_sealed(view.checkpoint):
+            return
+        from ckpt_tools.ops import sealed
+
+        sealed.attach(self.run, view, self.against)
+        if self.looker is not None:
+            self.looker.look(view, self.task)
+        sealed.hold(view, self.data or None)
+        if self.looker is not None and self.run.single:
+            view.beside = sealed.beside(self.run)
 
 
 def _with_way_out(run: Run, reports: list[CheckpointReport]) -> list[CheckpointReport]:
     """Name the checkpoint to fall back to in the findings of those that should not be resumed."""
     told = {report.path: report for report in reports if report.path != "."}
     forbidden = {path for path, report in told.items() if latest.judge(report.findings, Purpose.RESUME)[1]}
-    if not forbidden or len(forbidden) == len(told):
+    if not forbidden:
         return reports
     numbered = [checkpoint for checkpoint in run.checkpoints if checkpoint.path != "."]
     newest_first = latest.ordered(numbered, lambda checkpoint: told[checkpoint.path].step)
-    good = next(checkpoint.path for checkpoint in newest_first if checkpoint.path not in forbidden)
-    advice = f"`ckpt latest {shlex.quote(run.root)}` finds {good}, which can be resumed"
+    command = f"ckpt latest {shlex.quote(run.root)}"
+    good = next((checkpoint.path for checkpoint in newest_first if checkpoint.path not in forbidden), None)
+    if good is not None:
+        advice = f"`{command}` finds {good}, which can be resumed"
+    else:
+        exports = [report for report in reports if report.path == "."]
+        advice = _second_best(exports, [told[checkpoint.path] for checkpoint in newest_first], command)
     return [
-        replace(report, findings=tuple(_advised(finding, advice) for finding in report.findings))
+        replace(report, findings=tuple(_advised(finding, advice, good is not None) for finding in report.findings))
         if report.path in forbidden
         else report
         for report in reports
     ]
+
+
+def _second_best(exports: list[CheckpointReport], newest_first: list[CheckpointReport], command: str) -> str:
+    """Tell what a run is good for, none of whose checkpoints is good to resume from."""
+    for report in newest_first:
+        if report.verdicts[Purpose.RESUME] is Verdict.DEGRADED:
+            return f"no checkpoint here is whole; `{command} --allow-degraded` finds {report.path}, which loads"
+    for report in (*exports, *newest_first):
+        if report.verdicts[Purpose.INFERENCE] is Verdict.READY:
+            name = (
+                "the model that the run left at its end"
+                if report.path == "."
+                else f"{report.path}, whose weights are whole"
+            )
+            return f"no checkpoint here can be resumed; `{command} --for inference` finds {name}"
+    return "no checkpoint here can be resumed, and the weights of none are whole: look for another copy"
 
 
 def _with_commands(findings: Iterable[Finding], root: str) -> tuple[Finding, ...]:
@@ -176,9 +216,13 @@ def _with_commands(findings: Iterable[Finding], root: str) -> tuple[Finding, ...
     return tuple(made)
 
 
-def _advised(finding: Finding, advice: str) -> Finding:
-    hurts = finding.severity >= Severity.ERROR and finding.impact.resume in (Verdict.BROKEN, Verdict.DEGRADED)
-    return replace(finding, help=finding.help or advice) if hurts else finding
+def _advised(finding: Finding, advice: str, good: bool) -> Finding:
+    """Add the way out; what has one of its own, or a save that goes on, gets it only where another is good."""
+    hurt = finding.impact.resume
+    kept = not good and (hurt is Verdict.IN_PROGRESS or finding.help is not None)
+    if finding.severity < Severity.ERROR or hurt is Verdict.READY or kept:
+        return finding
+    return replace(finding, help=f"{finding.help}; {advice}" if finding.help else advice)
 
 
 def _report(
@@ -198,4 +242,5 @@ def _report(
         checkpoint.size,
         view.number("epoch"),
         view.number("lr") if view.numbers("lr") else view.number("last-lr"),
+        piece=is_piece(checkpoint),
     )

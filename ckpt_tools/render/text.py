@@ -121,7 +121,7 @@ def _table(block: Table, paint: _Paint, width: int | None) -> Iterator[str]:
 
 
 def _fitted(columns: Sequence[str], rows: list[list[str]], right: frozenset[int], width: int) -> list[list[str]]:
-    """Cut the beginnings of the widest left-aligned column until the table fits; ends tell names apart."""
+    """Cut the widest left-aligned column until the table fits: names at their beginning, since ends tell them apart."""
     widths = [max(len(name), *(len(row[number]) for row in rows), 0) for number, name in enumerate(columns)]
     excess = sum(widths) + 2 * (len(widths) - 1) - width
     words = [number for number in range(len(columns)) if number not in right]
@@ -129,7 +129,8 @@ def _fitted(columns: Sequence[str], rows: list[list[str]], right: frozenset[int]
         return rows
     widest = max(words, key=widths.__getitem__)
     room = max(widths[widest] - excess, len(columns[widest]), _NARROWEST)
+    sentences = 2 * sum(" " in row[widest] for row in rows) > len(rows)
     for row in rows:
         if len(row[widest]) > room:
-            row[widest] = "…" + row[widest][1 - room :]
+            row[widest] = f"{row[widest][: room - 1]}…" if sentences else f"…{row[widest][1 - room :]}"
     return rows

@@ -68,6 +68,15 @@ class Stored:
     rate: float | None
     total: int | None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has a counter that shows a restart."""
+        return self.optimizer_step is not None or self.scheduler_step is not None
+
+    @property
+    def tells(self) -> bool:
+        return self.counts or self.step is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Sign:
@@ -128,9 +137,17 @@ class HistoryReport:
     def continuous(self) -> bool:
         return all(seam.continuous for seam in self.seams) and not any(note.breaks for note in self.notes)
 
+    @property
+    def judged(self) -> bool:
+        """Whether there is a log, or a counter beside the steps: else nothing would show a break."""
+        return bool(self.rows or self.sources) or any(point.counts for point in self.stored)
+
     def exit_code(self, check: bool) -> int:
-        """0; 3 when a file could not be read; with ``check`` 1 for a discontinuity or a log that cannot be decoded."""
-        if self.unreadable:
+        """0; 3 when a file could not be read; with ``check`` 1 for a discontinuity or a log that cannot be decoded.
+
+        With ``check`` also 3 where there is nothing to judge by.
+        """
+        if self.unreadable or (check and not self.judged):
             return 3
         return 1 if check and (self.damaged or not self.continuous) else 0
 
@@ -157,7 +174,10 @@ class HistoryReport:
             lines = [*(f"broken: {note.message}" for note in loud), *(f"note: {note.message}" for note in quiet)]
             more = [f"... and {len(lines) - SHOWN_NOTES:,} more"] if len(lines) > SHOWN_NOTES else []
             found.append(Text((*lines[:SHOWN_NOTES], *more), "bad" if loud else "plain"))
-        found.append(Text((self._verdict(),), "good" if self.continuous else "bad"))
+        if not self.judged:
+            found.append(Text(("not judged: nothing is stored that would show how a resume went",)))
+        else:
+            found.append(Text((self._verdict(),), "good" if self.continuous else "bad"))
         return found
 
     def brief(self) -> Iterator[str]:
@@ -175,7 +195,8 @@ class HistoryReport:
             steps = f"steps {self.rows[0].step:,} to {self.rows[-1].step:,}{total}"
             yield f"{steps}, {count(len(self.rows), 'logged step')}{schedule}"
         else:
-            yield "no step is logged: only stored counters can be compared"
+            what = "only stored counters can be compared" if self.judged else "the steps are those of the checkpoints"
+            yield f"no step is logged: {what}"
         if self.sources:
             yield f"joined from {first_names([each.path for each in self.sources], 6)}"
 
@@ -270,7 +291,7 @@ class HistoryReport:
             "tool": self.tool,
             "root": self.root,
             "layout": self.layout,
-            "continuous": self.continuous,
+            "continuous": self.continuous if self.judged else None,
             "schedule": self.schedule,
             "total": self.total,
             "sources": [

@@ -8,11 +8,10 @@ from typing import Any
 
 from ckpt_tools.model.findings import Finding, Purpose, Verdict
 from ckpt_tools.model.tensors import TensorRef
-from ckpt_tools.reports import info_text
+from ckpt_tools.reports import info_document, info_text
 from ckpt_tools.reports.base import Block
 from ckpt_tools.reports.edit import PastEdit, edit_document
-from ckpt_tools.reports.tree import Tree, document
-from ckpt_tools.reports.verify import finding_document
+from ckpt_tools.reports.tree import Tree
 
 SCHEMA = "ckpt-tools/info/1"
 
@@ -221,12 +220,12 @@ class RunInfo:
                     "bytes": row.size,
                     "loss": row.loss,
                     "metric": row.metric,
-                    **_use(row.use),
+                    **info_document.use(row.use),
                 }
                 for row in self.rows
             ],
-            "newest": {"path": self.newest[0], **_described(self.newest[1])} if self.newest else None,
-            "space": _space(self.space),
+            "newest": {"path": self.newest[0], **info_document.described(self.newest[1])} if self.newest else None,
+            "space": info_document.space(self.space),
             "next": [{"what": what, "command": command} for what, command in self.next],
             "strays": list(self.strays),
         }
@@ -262,9 +261,9 @@ class CheckpointInfo:
             "root": self.root,
             "bytes": self.size,
             "files": self.count,
-            **_described(self.described),
-            **(_use(self.use) if self.use else {}),
-            "space": _space(self.space),
+            **info_document.described(self.described),
+            **(info_document.use(self.use) if self.use else {}),
+            "space": info_document.space(self.space),
             "next": [{"what": what, "command": command} for what, command in self.next],
             "edits": [edit_document(edit) for edit in self.edits],
         }
@@ -274,7 +273,7 @@ class CheckpointInfo:
         if self.tree is not None:
             found["value"] = self.tree.document()
         if self.tensors is not None:
-            found["tensors"] = [_tensor(row) for row in self.tensors.rows]
+            found["tensors"] = [info_document.tensor(row) for row in self.tensors.rows]
         return found
 
 
@@ -306,95 +305,3 @@ class ValueInfo:
 
 
 InfoReport = RunInfo | CheckpointInfo | ValueInfo
-
-
-def _use(use: Use) -> dict[str, Any]:
-    return {
-        "resume": use.verdicts[Purpose.RESUME].value,
-        "inference": use.verdicts[Purpose.INFERENCE].value,
-        "reasons": [finding_document(finding) for finding in use.reasons],
-    }
-
-
-def _space(space: Space | None) -> dict[str, Any] | None:
-    return None if space is None else {"next_save": space.next_save, "free": space.free, "enough": space.enough}
-
-
-def _described(described: Described) -> dict[str, Any]:
-    progress, model, training = described.progress, described.model, described.training
-    schedule = described.schedule
-    return {
-        "layouts": list(described.layouts),
-        "progress": {
-            "step": progress.step,
-            "max_steps": progress.max_steps,
-            "epoch": progress.epoch,
-            "epochs": progress.epochs,
-            "learning_rates": list(progress.rates),
-            "peak_learning_rates": list(progress.peaks),
-            "loss": progress.loss and {"value": progress.loss[0], "step": progress.loss[1]},
-            "metric": progress.metric
-            and {"name": progress.metric[0], "value": progress.metric[1], "step": progress.metric[2]},
-            "best": progress.best and {"value": progress.best[0], "checkpoint": progress.best[1]},
-            "ended": progress.ended,
-        },
-        "schedule": schedule
-        and {
-            "kind": schedule.kind,
-            "named": schedule.named,
-            "numbers": dict(schedule.numbers),
-            "note": schedule.note,
-        },
-        "model": {
-            "architecture": model.architecture,
-            "parameters": model.parameters,
-            "tensors": model.tensors,
-            "tied_names": model.tied,
-            **({"chunks": model.chunks[0], "chunk_files": model.chunks[1]} if model.chunks else {}),
-            "dtypes": dict(model.dtypes),
-            "trained_tensors": model.trained,
-            "adapters": [
-                {
-                    "name": adapter.name,
-                    "type": adapter.kind,
-                    "rank": adapter.rank,
-                    "alpha": adapter.alpha,
-                    "base": adapter.base,
-                    "parameters": adapter.parameters,
-                }
-                for adapter in model.adapters
-            ],
-        },
-        "training": {
-            "optimizer": training.optimizer,
-            "optimizer_named": training.named,
-            "batch_per_device": training.batch,
-            "accumulation": training.accumulation,
-            "world_size": training.world_size,
-            "precision": training.precision,
-            "warmup": training.warmup,
-            **{label.replace(" ", "_"): text for label, text in training.others},
-        },
-        "roles": [
-            {"role": files.role, "files": files.count, "bytes": files.size, "names": list(files.names)}
-            for files in described.files
-        ],
-        "versions": [
-            {
-                "package": each.package,
-                "written": each.written,
-                "needs": each.needs,
-                "reason": each.reason,
-                "installed": each.installed,
-                "fits": each.fits,
-            }
-            for each in described.versions
-        ],
-        "notes": list(described.notes),
-    }
-
-
-def _tensor(row: TensorRow) -> dict[str, Any]:
-    inner: dict[str, Any] = document(row.ref)["$tensor"]
-    chunks = {"chunks": len(row.ref.chunks)} if len(row.ref.chunks) > 1 else {}
-    return {"name": row.name or row.ref.fqn, "file": row.file, **inner, "shared": row.shared, **chunks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from ckpt_tools.model.findings import Finding, Purpose, Verdict
@@ -60,7 +61,16 @@ class LatestReport:
             why = passed.reasons[0] if passed.reasons else None
             tail = f": {why.path}: {why.message} [{why.code}]" if why else ""
             lines.append(f"skipped {passed.path} ({passed.verdict.value}){tail}")
-        return lines + list(self.notes)
+        lines += self.notes
+        if self.path is None:
+            lines.append(self._way_out())
+        return lines
+
+    def _way_out(self) -> str:
+        purpose = "to resume from" if self.purpose is Purpose.RESUME else "for inference"
+        degraded = next((passed.path for passed in self.passed if passed.verdict is Verdict.DEGRADED), None)
+        more = f"--allow-degraded takes {degraded}; " if degraded else ""
+        return f"no checkpoint is good {purpose}: {more}`ckpt verify {quote(self.root)}` tells what can be done"
 
     def document(self) -> dict[str, Any]:
         return {

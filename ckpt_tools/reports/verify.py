@@ -15,7 +15,10 @@ SCHEMA = "ckpt-tools/verify/1"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport:
-    """One checkpoint of a verified run; ``path`` is relative to the run, ``.`` when it is the run itself."""
+    """One checkpoint of a verified run; ``path`` is relative to the run, ``.`` when it is the run itself.
+
+    A ``piece`` is one file of a checkpoint that was looked at alone.
+    """
 
     path: str
     layouts: tuple[str, ...]
@@ -29,6 +32,7 @@ class CheckpointReport:
     size: int
     epoch: float | None = None
     rate: float | None = None
+    piece: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,8 @@ class VerifyReport:
                 "-" if checkpoint.epoch is None else f"{checkpoint.epoch:.4g}",
                 human_rate(checkpoint.rate),
                 human_bytes(checkpoint.size),
-                "-" if self._is_export(checkpoint) else checkpoint.verdicts[Purpose.RESUME].value,
-                checkpoint.verdicts[Purpose.INFERENCE].value,
+                "-" if self._is_export(checkpoint) else _verdict(checkpoint, Purpose.RESUME),
+                _verdict(checkpoint, Purpose.INFERENCE),
             )
             for checkpoint in self.checkpoints
         ]
@@ -151,6 +155,12 @@ class VerifyReport:
                 "notes": self.tally(Severity.NOTE),
             },
         }
+
+
+def _verdict(checkpoint: CheckpointReport, purpose: Purpose) -> str:
+    """Return the verdict in a word; a piece that is whole does not make a checkpoint that is."""
+    verdict = checkpoint.verdicts[purpose]
+    return "-" if checkpoint.piece and verdict is Verdict.READY else verdict.value
 
 
 def _checkpoint(checkpoint: CheckpointReport) -> dict[str, Any]:

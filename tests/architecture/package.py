@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,6 +32,11 @@ class Module:
         """Return whether this is one of ``places``: a file, a folder (``"cli/"``), or a beginning of a file's name."""
         return self.place.startswith(places)
 
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of the file."""
+        return tuple(ast.walk(self.tree))
+
     def where(self, node: ast.AST) -> str:
         return f"ckpt_tools/{self.place}:{getattr(node, 'lineno', 1)}: {ast.unparse(node)[:100]}"
 
@@ -39,11 +44,11 @@ class Module:
         """Yield the dotted name of every import, wherever it stands (``run_time``: not those for types alone)."""
         typing_only = {
             inner
-            for node in ast.walk(self.tree)
+            for node in self.nodes
             if run_time and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
             for inner in ast.walk(node)
         }
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if node in typing_only:
                 continue
             if isinstance(node, ast.Import):
@@ -51,6 +56,13 @@ class Module:
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"relative import: {self.where(node)}"
                 yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def dotted(node: ast.AST) -> str:
+    """Return a name as it is written, ``()`` for what is none in front of a dot."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "()"
 
 
 @cache

@@ -56,6 +56,18 @@ def test_every_option_is_on_the_page_of_its_command(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_in_the_table_of_a_page_exists(name: str) -> None:
+    import click
+
+    command = ckpt.get_command(click.Context(ckpt), name)
+    assert command is not None
+    page = (REPOSITORY / "docs" / "commands" / f"{name}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`--?[a-z].*?) \| ", page, re.MULTILINE)
+    written = {word for row in rows for word in re.findall(r"`(--?[a-z-]+)", row)}
+    assert written - {word for p in command.params for word in p.opts} == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_help(name: str) -> None:
     import click
 

@@ -6,7 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 
-from tests.architecture.package import Module, modules
+from tests.architecture.package import Module, dotted, modules
 
 LONGEST_MODULE = 400
 
@@ -47,9 +47,9 @@ CHILD = ("ops/probe.py",)
 
 
 def calls(module: Module) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+            yield dotted(node.func), node
 
 
 def require(wrong: list[str]) -> None:
@@ -99,7 +99,7 @@ def test_nothing_in_a_file_is_ever_run() -> None:
                 wrong.append(module.where(node))
             if name.endswith("pickle.Unpickler") and not module.inside("containers/pickle_"):
                 wrong.append(module.where(node))
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Attribute) and node.attr == "Unpickler" and not module.inside("containers/pickle_"):
                 wrong.append(module.where(node))
     require(wrong)
@@ -111,8 +111,8 @@ def test_the_machine_is_touched_in_few_places() -> None:
         if module.inside(*WRITERS):
             continue
         allowed = HARMLESS_OS | OS_DOORS.get(module.place, frozenset())
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os" and node.attr not in allowed:
+        for node in module.nodes:
+            if isinstance(node, ast.Attribute) and dotted(node.value) == "os" and node.attr not in allowed:
                 wrong.append(module.where(node))
         for name, node in module.imports():
             top = name.partition(".")[0]
@@ -146,10 +146,10 @@ def test_only_the_command_line_speaks_exits_and_looks_around() -> None:
     for module in modules():
         if module.inside("cli/", "__main__.py", *CHILD):
             continue
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in refused_calls:
+        for node in module.nodes:
+            if isinstance(node, ast.Call) and dotted(node.func) in refused_calls:
                 wrong.append(module.where(node))
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sys" and node.attr in refused_attributes:
+            if isinstance(node, ast.Attribute) and dotted(node.value) == "sys" and node.attr in refused_attributes:
                 wrong.append(module.where(node))
             if isinstance(node, ast.Attribute) and node.attr in {"isatty", "getenv", "environ"}:
                 wrong.append(module.where(node))

@@ -10,7 +10,7 @@ from tests.architecture.package import modules
 
 # For each package, the modules that its own files may import.  They and ``__init__`` may import any of the package.
 SHARED = {
-    "layouts": r"base|claims|match|view|tracking|assembly\w*",
+    "layouts": r"base|claims|match\w*|view|tracking|assembly\w*",
     "containers": r"base|reader|kinds|pickle_\w+|torch_values|torch_\w+_\w+|safetensors_\w+|zip_directory|dcp_\w+",
     "render": r"base",
     "rules": r"base",

@@ -25,11 +25,11 @@ RUN = "fixtures/trainer5-full"
 Copy = Callable[..., Path]
 
 
-def ckpt(*words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def ckpt(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
         [sys.executable, "-m", "ckpt_tools", "diff", *words],
-        check=False, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8",
+        check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -192,14 +192,23 @@ def rounded(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_the_words(name: str, tmp_path: Path, fixtures_dir: Path, request: pytest.FixtureRequest) -> None:
+def test_the_words(
+    name: str,
+    tmp_path: Path,
+    fixtures_dir: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     fixture, line = GOLDENS[name]
     shutil.copytree(fixtures_dir / fixture, tmp_path / "out")
-    done = ckpt(*line.split(), cwd=tmp_path)
-    out = done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    code = main(["diff", *line.split()])
+    out, remarks = capsys.readouterr()
     if name.endswith("json"):
         out = json.dumps(rounded(json.loads(out)), indent=1) + "\n"
-    text = f"$ ckpt diff {line}\n{out}--- stderr\n{done.stderr}--- exit code {done.returncode}\n"
+    text = f"$ ckpt diff {line}\n{out}--- stderr\n{remarks}--- exit code {code}\n"
     golden = EXPECTED / f"{name}.txt"
     if request.config.getoption("--update-goldens"):
         golden.parent.mkdir(exist_ok=True)

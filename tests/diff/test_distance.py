@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from ckpt_tools.core.source import BytesSource, Extent
-from ckpt_tools.model.tensors import Chunk, TensorRef
+from ckpt_tools.model.tensors import DTYPE_BITS, Chunk, TensorRef
 from ckpt_tools.numerics import distance
 from ckpt_tools.numerics.distance import BLOCK, DTYPES, Distance
+from ckpt_tools.ops import diff_tensors
 
 FLOATS = [name for name in DTYPES if name.startswith(("float", "bfloat"))]
 WHOLE = [name for name in DTYPES if "int" in name]
@@ -258,10 +258,10 @@ def test_boxes_cover_a_tensor_once(shape: tuple[int, ...]) -> None:
     assert (seen == 1).all()
 
 
-def test_types_packed_below_a_byte_are_not_compared() -> None:
-    assert not distance.comparable("float4_e2m1fn", "float4_e2m1fn")
-    assert distance.comparable("float8_e4m3fn", "bfloat16")
-    assert ml_dtypes.__version__
+@pytest.mark.parametrize("dtype", DTYPE_BITS)
+def test_values_are_asked_for_where_there_is_a_type_for_them_and_no_type_is_packed_below_a_byte(dtype: str) -> None:
+    assert diff_tensors.decoded(TensorRef("t", dtype, (2,), ())) is (dtype in DTYPES)
+    assert DTYPE_BITS[dtype] >= 8 or dtype not in DTYPES
 
 
 def test_torch_says_the_same(tmp_path: Path) -> None:

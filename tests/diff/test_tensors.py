@@ -40,17 +40,17 @@ def test_equal_files_are_equal_and_numpy_is_not_asked(tmp_path: Path, monkeypatc
     assert report.tensors.same == 7
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 5])
 @pytest.mark.parametrize("place", [0, BUFFER // 4 + 3, PIECE // 4, PIECE // 4 + 1, PIECE // 2 + 999])
-def test_one_element_of_a_large_tensor(tmp_path: Path, place: int, jobs: int) -> None:
+def test_one_element_of_a_large_tensor(tmp_path: Path, place: int) -> None:
     values = np.ones(PIECE // 2 + 1000, np.float32)
     left = safetensors(tmp_path / "a.safetensors", {"t": values})
     values[place] = 3
     right = safetensors(tmp_path / "b.safetensors", {"t": values})
-    distance = compared(left, right, jobs=jobs).rows[0].distance
-    assert distance is not None
-    assert (distance.count, distance.changed, distance.largest) == (values.size, 1, 2.0)
-    assert distance.relative == pytest.approx(2 / np.sqrt(values.size), rel=1e-6)
+    for jobs in (1, 2, 5):
+        distance = compared(left, right, jobs=jobs).rows[0].distance
+        assert distance is not None
+        assert (distance.count, distance.changed, distance.largest) == (values.size, 1, 2.0)
+        assert distance.relative == pytest.approx(2 / np.sqrt(values.size), rel=1e-6)
 
 
 def test_memory_and_reads_are_bounded(tmp_path: Path) -> None:

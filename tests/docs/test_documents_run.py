@@ -50,6 +50,33 @@ def test_the_readme_shows_what_its_first_command_prints() -> None:
     assert TIMES.sub("TIMES", printed.stdout.strip()) in TIMES.sub("TIMES", text)
 
 
+def sessions(text: str) -> list[tuple[str, str]]:
+    """The commands after a `$ ` in a page's blocks, each with what the page says that it prints."""
+    blocks = re.findall(r"^```\n(\$ ckpt .*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        (line, said.strip()) for block in blocks for line, said in re.findall(r"\$ (.*)\n((?:(?!\$ ).*\n)*)", block)
+    ]
+
+
+def test_the_readme_shows_what_damaged_ones_look_like(tmp_path: Path) -> None:
+    trainer, zero = tmp_path / "trainer" / "out", tmp_path / "zero" / "out"
+    shutil.copytree(REPOSITORY / "fixtures" / "trainer5-full", trainer)
+    os.truncate(trainer / "checkpoint-6" / "optimizer.pt", 3_000)
+    shutil.copytree(REPOSITORY / "fixtures" / "deepspeed" / "stage1-fp32", zero)
+    (zero / "global_step4" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    shown = sessions((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert [line for line, _ in shown] == [
+        "ckpt verify out",
+        "ckpt verify out",
+        "ckpt latest out",
+        "ckpt merge out merged",
+    ]
+    for folder, (line, said) in zip((trainer, zero, zero, zero), shown, strict=True):
+        quiet = "" if line.startswith("ckpt merge") else " --settle 0"  # the copy was made a moment ago
+        printed = run(line + quiet, folder.parent)
+        assert TIMES.sub("TIMES", (printed.stderr + printed.stdout).strip()) == TIMES.sub("TIMES", said)
+
+
 def test_the_catalogue_page_is_up_to_date() -> None:
     made = subprocess.run(
         [sys.executable, "docs/make_rules.py", "--check"],
@@ -91,3 +118,39 @@ def test_the_hook_passes_on_healthy_files_and_stops_damaged_ones(published: Path
     damaged = run(command, published)
     assert damaged.returncode == 1
     assert "CK201" in damaged.stdout
+
+
+def stand_in(folder: Path, name: str, line: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+GUARDED = [
+    ("good", "checkpoint-6", 0, "python train.py --output_dir RUN --resume_from_checkpoint RUN/checkpoint-6"),
+    ("one broken", "checkpoint-4", 0, "python train.py --output_dir RUN --resume_from_checkpoint RUN/checkpoint-4"),
+    ("all broken", None, 1, None),
+    ("a first start", "", 0, "python train.py --output_dir RUN"),
+]
+
+
+@pytest.mark.parametrize(("newest", "code", "started"), [row[1:] for row in GUARDED], ids=[row[0] for row in GUARDED])
+def test_the_job_script_resumes_from_what_is_good_and_never_starts_over(
+    newest: str | None, code: int, started: str | None, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.sh"
+    job.write_text(documented(r"```bash\n((?:#!/bin/bash\n)(?s:.*?))```"), encoding="utf-8")
+    place = tmp_path / "RUN"
+    place.mkdir()
+    for name in ("checkpoint-4", "checkpoint-6") if newest != "" else ():
+        shutil.copytree(REPOSITORY / "fixtures" / "trainer5-full" / name, place / name)
+        if newest is None or name > newest:
+            os.truncate(place / name / "optimizer.pt", 100)
+    stand_in(tmp_path, "ckpt", f'PYTHONPATH={REPOSITORY} exec {sys.executable} -m ckpt_tools "$@"')
+    stand_in(tmp_path, "srun", 'echo "$@" > started')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN": "RUN"}
+    done = subprocess.run(["bash", job], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    said = (tmp_path / "started").read_text().strip() if (tmp_path / "started").exists() else None
+    assert said == started
+    assert ("cut short" in done.stderr) == (newest in (None, "checkpoint-4"))

@@ -1,4 +1,4 @@
-"""What each command says, to the letter: standard output, standard error and exit code of real command lines.
+"""What each command says, to the letter: standard output, standard error and exit code of whole command lines.
 
 Run with ``--update-goldens`` to write what is printed today, and read the difference before committing it.
 """
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from ckpt_tools.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent / "expected"
@@ -69,22 +71,9 @@ def after(*lines: str) -> Callable[[Path], None]:
 
     def made(root: Path) -> None:
         for line in lines:
-            assert command(root.parent, line).returncode == 0
+            assert main(line.split()) == 0
 
     return made
-
-
-def command(directory: Path, line: str) -> subprocess.CompletedProcess[str]:
-    """Run ``ckpt`` as a shell would in ``directory``, which holds the fixture as ``out``."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-m", "ckpt_tools", *line.split()],
-        check=False,
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 METADATA_LOST = rename("step-4/.metadata", "step-4/.metadata.tmp")
@@ -196,18 +185,49 @@ def update(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-goldens"))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_output_is_the_golden_one(name: str, tmp_path: Path, update: bool) -> None:
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory where the command is typed, which holds the fixture as ``out``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def prepare(name: str, place: Path) -> str:
+    """Copy the fixture, damage it, and return the line to type."""
     fixture, damaged, line = CASES[name]
-    shutil.copytree(REPOSITORY / "fixtures" / fixture, tmp_path / "out")
-    damaged(tmp_path / "out")
-    done = command(tmp_path, line)
-    said = {"stdout": still(done.stdout).splitlines(), "stderr": still(done.stderr).splitlines(), "rc": done.returncode}
+    shutil.copytree(REPOSITORY / "fixtures" / fixture, place / "out")
+    damaged(place / "out")
+    return line
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_output_is_the_golden_one(name: str, place: Path, update: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    line = prepare(name, place)
+    capsys.readouterr()
+    code = main(line.split())
+    output, remarks = capsys.readouterr()
+    said = spoken(output, remarks, code)
     golden = HERE / f"{name}.json"
     if update:
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     assert said == json.loads(golden.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["verify-cut-optimizer", "verify-no-such-path", "set-lr", "dcp-diff"])
+def test_a_process_of_its_own_says_the_same(name: str, place: Path) -> None:
+    line = prepare(name, place)
+    words = [sys.executable, "-m", "ckpt_tools", *line.split()]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, check=False, env=environment, capture_output=True, text=True)
+    golden = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    assert spoken(done.stdout, done.stderr, done.returncode) == golden
+
+
+def spoken(output: str, remarks: str, code: int) -> dict[str, object]:
+    return {"stdout": still(output).splitlines(), "stderr": still(remarks).splitlines(), "rc": code}
 
 
 def still(text: str) -> str:

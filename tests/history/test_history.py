@@ -21,6 +21,7 @@ from ckpt_tools.core.errors import NothingFoundError, SourceError, UsageError
 from ckpt_tools.core.listing import Listing
 from ckpt_tools.ops.history import history
 from ckpt_tools.render import chart, svg
+from ckpt_tools.render.text import render as render_text
 from ckpt_tools.reports.curves import Figure, Mark, Panel, series, thinned, ticks
 from ckpt_tools.reports.history import State
 from tests.conftest import ENTRIES, FIXTURES, Copy
@@ -46,7 +47,37 @@ def test_a_healthy_fixture_is_continuous(path: str, name: str) -> None:
         return
     assert found.continuous
     assert found.notes == ()
-    assert found.exit_code(check=True) == 0
+    assert found.exit_code(check=True) == (0 if found.judged else 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [
+        ("orbax/manager", [4, 10]),
+        ("orbax/prefix", [3]),
+        ("flax/legacy", [2, 4]),
+        ("megatron/torch-dist", [3]),
+        ("megatron/legacy", [3]),
+        ("megatron/nemo2", [3]),
+    ],
+)
+def test_steps_without_a_counter_are_shown_and_not_judged(path: str, steps: list[int]) -> None:
+    found = history(str(FIXTURES / path))
+    assert [point.step for point in found.stored] == steps
+    assert not found.judged
+    assert (found.exit_code(check=False), found.exit_code(check=True)) == (0, 3)
+    assert found.document()["continuous"] is None
+    shown = "\n".join(render_text(found))
+    assert "the steps are those of the checkpoints" in shown
+    assert "not judged: nothing is stored that would show how a resume went" in shown
+    assert "no sign of a resume" not in shown
+
+
+@pytest.mark.parametrize("path", ["timm", "ultralytics/weights"])
+def test_an_epoch_is_no_step(path: str) -> None:
+    found = history(str(FIXTURES / path))
+    assert {point.step for point in found.stored} == {None}
+    assert found.judged
 
 
 def test_a_good_and_a_bad_resume_of_the_same_run_are_told_apart() -> None:

@@ -24,6 +24,7 @@ from ckpt_tools.ops.address import resolve, split
 from ckpt_tools.ops.info import info
 from ckpt_tools.render import json as json_format
 from ckpt_tools.render import text as text_format
+from ckpt_tools.reports.info import InfoReport
 from ckpt_tools.reports.tree import Limits, Tree, document
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -32,14 +33,22 @@ RECORDED: list[dict[str, Any]] = json.loads((FIXTURES / "fixtures.json").read_te
 LATER = 2**62
 
 
+def in_text(report: InfoReport) -> str:
+    return "\n".join(text_format.render(report))
+
+
+def in_json(report: InfoReport) -> dict[str, Any]:
+    line = "".join(json_format.render(report))
+    found: dict[str, Any] = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    return found
+
+
 def shown(target: str | Path, **wishes: Any) -> str:
-    return "\n".join(text_format.render(info(str(target), now_ns=LATER, **wishes)))
+    return in_text(info(str(target), now_ns=LATER, **wishes))
 
 
 def decoded(target: str | Path, **wishes: Any) -> dict[str, Any]:
-    line = "".join(json_format.render(info(str(target), now_ns=LATER, **wishes)))
-    found: dict[str, Any] = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    return found
+    return in_json(info(str(target), now_ns=LATER, **wishes))
 
 
 def row(text: str, label: str) -> str:
@@ -63,9 +72,9 @@ def every_checkpoint() -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.parametrize("path", [FIXTURES / entry["path"] for entry in RECORDED], ids=lambda path: str(path.name))
 def test_every_run_is_described(path: Path) -> None:
-    text = shown(path)
-    assert len(text.splitlines()) > 5
-    assert decoded(path)["schema"] == "ckpt-tools/info/1"
+    report = info(str(path), now_ns=LATER)
+    assert len(in_text(report).splitlines()) > 5
+    assert in_json(report)["schema"] == "ckpt-tools/info/1"
 
 
 @pytest.mark.parametrize("path", [path for _, path in every_checkpoint()], ids=[name for name, _ in every_checkpoint()])
@@ -83,8 +92,9 @@ def test_every_checkpoint_is_described_within_a_terminal(path: Path) -> None:
 def test_every_file_of_every_checkpoint_is_shown(path: Path) -> None:
     for file in sorted(path.iterdir()):
         if file.is_file():
-            assert shown(file)
-            assert decoded(file)["kind"] == "file"
+            report = info(str(file), now_ns=LATER)
+            assert in_text(report)
+            assert in_json(report)["kind"] == "file"
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -159,6 +169,41 @@ def test_no_room_for_the_next_save_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # Checkpoints ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("groups", "schedule", "expected"),
+    [
+        ([{"lr": 0.05, "initial_lr": 0.004, "max_lr": 0.1}], {"total_steps": 6}, "0.05 now, 0.1 at the peak"),
+        ([{"lr": 0.04, "initial_lr": 0.02, "swa_lr": 0.05}], {"anneal_epochs": 10}, "0.04 now"),
+        ([{"lr": 0.01, "initial_lr": 0.02}], {"T_max": 4}, "0.01 now, 0.02 at the peak"),
+    ],
+    ids=["a cycle that begins low", "another goal", "from the base down"],
+)
+def test_the_highest_rate_is_the_schedules_own(
+    groups: list[dict[str, Any]], schedule: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    base = [group["initial_lr"] for group in groups]
+    optimizer = {"state": {}, "param_groups": [group | {"params": [0]} for group in groups]}
+    held = {"optimizer": optimizer, "scheduler": schedule | {"base_lrs": base, "_last_lr": base}, "step": 2}
+    torch.save({"model": {"w": torch.ones(2)}, **held}, tmp_path / "ckpt_2.pt")
+    assert row(shown(tmp_path / "ckpt_2.pt"), "learning rate") == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "moments", "expected"),
+    [
+        ({"ns_steps": 5, "momentum": 0.9, "nesterov": True}, ["momentum_buffer"], "Muon"),
+        ({"use_muon": True, "momentum": 0.9}, ["momentum_buffer", "exp_avg"], "Muon with Adam"),
+        ({"momentum": 0.9, "nesterov": True}, ["momentum_buffer"], "SGD with momentum"),
+        ({"beta2_decay": -0.8}, ["row_var", "col_var"], "Adafactor"),
+    ],
+)
+def test_optimizers_by_what_they_keep(group: dict[str, Any], moments: list[str], expected: str) -> None:
+    ref = TensorRef("m", "float32", (2,), (), "0")
+    state = {"state": {0: dict.fromkeys(moments, ref)}, "param_groups": [group | {"params": [0]}]}
+    assert schedules.optimizer(state) == expected
 
 
 def test_a_trainer_checkpoint_in_full() -> None:

@@ -112,6 +112,14 @@ class TestText:
         assert lines[1].startswith("…")
         assert "checkpoint-2000" in lines[1]
 
+    def test_sentences_lose_their_end(self) -> None:
+        table = Table(
+            ("code", "why"), (("CK141", "optimizer_0/__1_0.distcp is missing"), ("CK202", "all of it is zero"))
+        )
+        lines = list(text.render(Sample([table]), width=30))
+        assert max(map(len, lines)) <= 30
+        assert lines[1] == "CK141  optimizer_0/__1_0.dist…"
+
     def test_a_table_without_rows_is_its_titles(self) -> None:
         assert list(text.render(Sample([Table(("a", "b"), ())]), width=80)) == ["a  b"]
 
