@@ -311,9 +311,8 @@ def data_mixed(checkpoint: Checkpoint, context: Context) -> Iterator[Hit]:
 
     **Known exceptions.** Parameters that began later than others count fewer steps. So this is told only where each
     file agrees with itself, while layers, and kinds of modules, do not; or where one is ahead of the training, and the
-    others are not. Mostly a few files hold all counts, and then a
-    mixture is not seen: only a sealed
-    checkpoint (`ckpt seal`) knows each of its files.
+    others are not. Mostly a few files hold all counts, and then a mixture is not seen: only a sealed checkpoint
+    (`ckpt seal`) knows each of its files.
     """
     for made in _assemblies(context):
         found = fit.of_two_steps(made)
