@@ -57,7 +57,8 @@ class ZeroAssembly(Assembly):
         if self.tag.universal:
             yield "ZeRO", "a universal checkpoint: any number of ranks can resume"
         elif self.tag.stage:
-            ranks = f"{self.tag.data_parallel or 0:,} data-parallel ranks"
+            number = self.tag.data_parallel or 0
+            ranks = f"{number:,} data-parallel rank{'s' if number != 1 else ''}"
             slices = f", {len(self.tag.parallel):,} model-parallel ones" if len(self.tag.parallel) > 1 else ""
             yield "ZeRO", f"stage {self.tag.stage}, partitioned over {ranks}{slices}"
         layers = len(self.tag.of("layer"))
