@@ -167,7 +167,7 @@ class Layout:
         return self.single and (not self.collection or self._marked(listing))
 
     def _marked(self, listing: Listing) -> bool:
-        if any(compile_name(marker).match(path) for marker in self.markers for path in listing.files):
+        if any(expression.match(path) for expression in self._markers for path in listing.files):
             return True
         return self.probe is not None and self.probe(listing)
 
@@ -198,6 +198,10 @@ class Layout:
     def _match(self, name: str) -> re.Match[str] | None:
         matches = (expression.match(name) for expression in (*self._directories, *_ANY))
         return next((match for match in matches if match), None)
+
+    @cached_property
+    def _markers(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(compile_name(marker) for marker in self.markers)
 
     @cached_property
     def _directories(self) -> tuple[re.Pattern[str], ...]:

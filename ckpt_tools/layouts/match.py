@@ -21,7 +21,7 @@ _MEANT = re.compile(r"(?i)(tmp-)?checkpoint[-_].*\Z")
 _SEARCH = re.compile(r"run-[^/]+\Z")
 _COLLECTIONS = ("checkpoint", "checkpoints")
 _TRACKER = 1 << 16
-_DEPTH, _MOST = 3, 200
+_DEPTH, _MOST, _FEW = 3, 200, 16
 _RESUMED = frozenset({Role.OPTIMIZER, Role.SCHEDULER, Role.RNG, Role.TRAINER_STATE})
 _BESIDE = frozenset({Role.CHUNKS, Role.MODEL_STATES, Role.OPTIMIZER_STATES})
 
@@ -233,7 +233,7 @@ def _named(root: str, listing: Listing, prefix: str) -> Iterator[Named]:
         if target is not None and target in names and target not in {*taken, *mine} and _claimed(layout, root, target):
             others = [name for name in names if is_numbered(name) and name not in {*taken, *mine, target}]
             mine += [target, *(name for name in others if _claimed(layout, root, name))]
-        if mine and (layout.telling or any(_claimed(layout, root, name) for name in reversed(mine))):
+        if mine and (layout.telling or any(_claimed(layout, root, name) for name in _ends(mine))):
             taken.update(mine)
             yield from ((layout, prefix + name, layout.number(name)) for name in mine)
 
@@ -245,10 +245,10 @@ def _numbered_only(root: str, top: Listing) -> Iterator[Named]:
     """
     if any(layout.claims(top) for layout in LAYOUTS if layout is not plain.LAYOUT):
         return
-    found: dict[str, Layout | None] = {}
-    for name in filter(is_numbered, _folders(top)):
-        made = checkpoint_of(os.path.join(root, name), name, scan(os.path.join(root, name), depth=4), None)
-        found[name] = by_name(made.layout) if made is not None else None
+    names = [name for name in _folders(top) if is_numbered(name)]
+    if not any(_inside(root, name) for name in _ends(names)):
+        return
+    found = {name: _inside(root, name) for name in names}
     told = {name: layout for name, layout in found.items() if layout is not None}
     whole = [layout for layout in told.values() if layout.name != "hf-model"] or [*told.values()]
     prefixes = {name.rstrip(digits) for name, layout in told.items() if layout is whole[0]}
@@ -258,6 +258,17 @@ def _numbered_only(root: str, top: Listing) -> Iterator[Named]:
             layout = whole[0]
         if layout is not None:
             yield layout, name, layout.number(name)
+
+
+def _inside(root: str, name: str) -> Layout | None:
+    """Return the layout of the checkpoint that a directory is by what is in it."""
+    made = checkpoint_of(os.path.join(root, name), name, scan(os.path.join(root, name), depth=4), None)
+    return by_name(made.layout) if made is not None else None
+
+
+def _ends(names: list[str]) -> list[str]:
+    """Return the last few names and the first: thousands of directories of something else are not all looked into."""
+    return names[::-1] if len(names) <= 2 * _FEW else [*names[: -_FEW - 1 : -1], *names[:_FEW]]
 
 
 def _folders(listing: Listing) -> list[str]:

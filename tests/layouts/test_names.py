@@ -145,6 +145,14 @@ def test_numbers_alone_make_no_run(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
+def test_a_checkpoint_among_many_numbered_directories_is_found(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"step_{number:03}").mkdir()
+    run = a_run(tmp_path, "accelerate/bin", "step_100")
+    assert ckpt_tools.latest(str(run), settle=0).path == str(run / "step_100")
+    assert len(open_run(run).checkpoints) == 101
+
+
 def test_checkpoints_further_down_are_pointed_to(tmp_path: Path) -> None:
     run = a_run(tmp_path / "logs/version_0/checkpoints", "accelerate/bin", "step_1")
     with pytest.raises(NothingFoundError) as raised:
