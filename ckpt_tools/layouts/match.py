@@ -251,7 +251,7 @@ def _numbered_only(root: str, top: Listing) -> Iterator[Named]:
     found = {name: _inside(root, name) for name in names}
     told = {name: layout for name, layout in found.items() if layout is not None}
     whole = [layout for layout in told.values() if layout.name != "hf-model"] or [*told.values()]
-    prefixes = {name.rstrip(digits) for name, layout in told.items() if layout is whole[0]}
+    prefixes = {name.rstrip(digits) for name, layout in told.items() if layout is whole[0]} - {""}  # a year, a day ...
     for name in found:
         layout = told.get(name)
         if name.rstrip(digits) in prefixes and (layout is None or layout.name == "hf-model"):

@@ -137,6 +137,13 @@ def test_a_save_that_died_early_counts_as_one_of_the_run(name: str, kept: tuple[
     assert ckpt_tools.latest(str(run), settle=0).path == str(run / name.format(2))
 
 
+def test_a_number_beside_checkpoints_may_be_anything(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "dcp/plain", "500", "1000")
+    (run / "2026").mkdir()
+    (run / "2026/notes.txt").write_text("nothing", encoding="utf-8")
+    assert [each.path for each in open_run(run).checkpoints] == ["500", "1000"]
+
+
 def test_numbers_alone_make_no_run(tmp_path: Path) -> None:
     for name in ("1", "2", "epoch_3"):
         (tmp_path / name).mkdir()
