@@ -62,6 +62,7 @@ def merge(
     _check(out, max_shard_size)
     target = find(path, progress)
     view = target.view
+    view.look_at_everything()
     merge_checks.refuse_piece(target)
     merge_checks.refuse_damaged(target)
     weights = merge_checks.whole(view)

@@ -187,7 +187,6 @@ def _digest(ref: TensorRef, outcome: Outcome) -> str:
 
 def _records(view: View, output: Output) -> dict[str, list[Stored]]:
     """Return the records with checksums in the files that the weights lie in."""
-    view.look_at_everything()
     used = {chunk.extent.path for shard in output.shards for ref in shard.tensors for chunk in ref.chunks}
     found: dict[str, list[Stored]] = {}
     for part in view.checkpoint.parts:
