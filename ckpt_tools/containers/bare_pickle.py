@@ -27,10 +27,9 @@ def read(source: Source) -> Content:
         SourceError: the file could not be read.
     """
     size = source.size
-    if size > pickle_stream.MAX_BYTES:
-        detail = (f"has {size:,} bytes; pickles of more than {pickle_stream.MAX_BYTES:,} are not read",)
-        problem = Problem("resource-bomb", "the pickle is too large", detail)
-        return Content("pickle", size, readable=False, problems=(problem,))
+    large = pickle_stream.too_large(size)
+    if large is not None:
+        return Content("pickle", size, readable=False, problems=(large,))
     data = source.read(0, size)
     values = TorchValues()
     value: Value = None

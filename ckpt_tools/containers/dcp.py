@@ -41,10 +41,9 @@ def read(source: Source) -> Content:
         SourceError: the file could not be read.
     """
     size = source.size
-    if size > pickle_stream.MAX_BYTES:
-        detail = (f"has {size:,} bytes; pickles of more than {pickle_stream.MAX_BYTES:,} are not read",)
-        problem = Problem("resource-bomb", "the pickle is too large", detail)
-        return Content("dcp", size, readable=False, problems=(problem,))
+    large = pickle_stream.too_large(size)
+    if large is not None:
+        return Content("dcp", size, readable=False, problems=(large,))
     with no_collection():
         try:
             result = _decoded(source.read(0, size))

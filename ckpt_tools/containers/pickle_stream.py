@@ -53,6 +53,14 @@ class PickleResult:
     foreign: tuple[int, ...] = ()
 
 
+def too_large(size: int) -> Problem | None:
+    """Return the problem of a pickle of ``size`` bytes, None where that many are read."""
+    if size <= MAX_BYTES:
+        return None
+    detail = (f"has {size:,} bytes; pickles of more than {MAX_BYTES:,} are not read",)
+    return Problem("resource-bomb", "the pickle is too large", detail)
+
+
 def read(
     data: bytes | bytearray | memoryview,
     *,

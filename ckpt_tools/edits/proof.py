@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,10 @@ from ckpt_tools.containers.pickle_positions import Keys
 from ckpt_tools.core.source import Extent, Source
 from ckpt_tools.edits import inside
 from ckpt_tools.layouts.view import View
+from ckpt_tools.model import scalars
 from ckpt_tools.model.checkpoint import Part, Role
 from ckpt_tools.model.tensors import Chunk, TensorRef
 from ckpt_tools.model.values import Opaque, Pairs, Value, as_mapping, step
-
-_CODES = {
-    "float32": "f", "float64": "d", "float16": "e", "int8": "b", "uint8": "B", "int16": "h", "uint16": "H",
-    "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,20 +174,11 @@ def tensor_number(source: Source, ref: TensorRef) -> float | int | None:
 
 def unpacked(ref: TensorRef, raw: bytes) -> float | int | None:
     """Return the number that the bytes of a tensor of one element are, None where its type is no number's."""
-    order = "<" if ref.chunks[0].byteorder == "little" else ">"
-    if ref.dtype == "bfloat16":
-        number: float = struct.unpack("<f", bytes(2) + (raw if order == "<" else raw[::-1]))[0]
-        return number
-    code = _CODES.get(ref.dtype)
-    return None if code is None else struct.unpack(order + code, raw)[0]
+    if ref.dtype == "bool" or not scalars.known(ref.dtype):
+        return None
+    return scalars.decoded(raw, ref.dtype, ref.chunks[0].byteorder)
 
 
 def packed(ref: TensorRef, value: float | int) -> bytes:
     """Return the bytes of a tensor of one element that is ``value``."""
-    order = "<" if ref.chunks[0].byteorder == "little" else ">"
-    if ref.dtype == "bfloat16":
-        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
-        raw = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF).to_bytes(2, "little")
-        return raw if order == "<" else raw[::-1]
-    code = _CODES[ref.dtype]
-    return struct.pack(order + code, value if code in "fde" else int(value))
+    return scalars.encoded(value, ref.dtype, ref.chunks[0].byteorder)

@@ -39,12 +39,12 @@ JSON = ("json",)
 TEXT = ("text",)
 
 
-@cache
 def is_numbered(name: str) -> bool:
     """Return whether a directory may be one of the checkpoints of a run, if what is in it says so too."""
     return any(expression.match(name) for expression in _ANY)
 
 
+@cache
 def compile_name(pattern: str) -> re.Pattern[str]:
     """Compile a name pattern: ``{rank}``, ``{step}``, ``{shard}`` ... are numbers, ``*`` is anything but ``/``."""
     pieces = re.split(r"(\{\w+\}|\*)", pattern)

@@ -246,14 +246,15 @@ def _numbered_only(root: str, top: Listing) -> Iterator[Named]:
     if any(layout.claims(top) for layout in LAYOUTS if layout is not plain.LAYOUT):
         return
     names = [name for name in _folders(top) if is_numbered(name)]
-    if not any(_inside(root, name) for name in _ends(names)):
+    found = {name: _inside(root, name) for name in _ends(names)}
+    if not any(found.values()):
         return
-    found = {name: _inside(root, name) for name in names}
-    told = {name: layout for name, layout in found.items() if layout is not None}
+    found |= {name: _inside(root, name) for name in names if name not in found}
+    told = {name: layout for name in names if (layout := found[name]) is not None}
     whole = [layout for layout in told.values() if layout.name != "hf-model"] or [*told.values()]
     prefixes = {name.rstrip(digits) for name, layout in told.items() if layout is whole[0]} - {""}  # a year, a day ...
-    for name in found:
-        layout = told.get(name)
+    for name in names:
+        layout = found[name]
         if name.rstrip(digits) in prefixes and (layout is None or layout.name == "hf-model"):
             layout = whole[0]
         if layout is not None:

@@ -38,7 +38,11 @@ def require_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 # torch.distributed.checkpoint ------------------------------------------------------------------------------
 
+DCP = ("plain", "threads", "files-per-item", "async", "flat-optimizer", "single-process", "lambda")
 DISTRIBUTED = [
+    *((f"dcp/{name}", ".", "model.") for name in DCP),
+    ("dcp/grid", ".", ""),
+    ("dcp/odd-shapes", ".", ""),
     ("dcp/run/step-4", ".", ""),
     ("torchtitan/checkpoint/step-4", ".", ""),
     ("torchtitan/checkpoint/step-5", ".", ""),

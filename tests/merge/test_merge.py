@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,53 +74,6 @@ def test_zero_gives_what_its_own_script_gives(zero: str, whole: str, tmp_path: P
     left = set(mine) - set(theirs)
     assert all(name.startswith("frozen.") for name in left)
     assert [each.what for each in report.left_out][:1] == ["optimizer state"]
-
-
-DCP = [
-    "plain",
-    "grid",
-    "odd-shapes",
-    "threads",
-    "files-per-item",
-    "async",
-    "flat-optimizer",
-    "single-process",
-    "lambda",
-]
-
-
-@pytest.mark.parametrize("name", DCP)
-def test_dcp_gives_what_its_own_converter_gives(name: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    place = FIXTURES / "dcp" / name
-    dcp_to_torch_save(str(place), str(tmp_path / "theirs.pt"))
-    theirs = torch.load(tmp_path / "theirs.pt", weights_only=False)
-    ckpt_tools.merge(str(place), str(tmp_path / "out"))
-    mine = load_file(tmp_path / "out" / "model.safetensors")
-    theirs = dict(_flat(theirs.get("model", theirs)))
-    assert mine.keys() == theirs.keys()
-    for key, tensor in mine.items():
-        assert tensor.dtype == theirs[key].dtype
-        assert torch.equal(tensor.view(torch.uint8) if tensor.ndim else tensor, _bytes(theirs[key])), key
-
-
-def _flat(state: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    import torch
-
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{at}{key}.")
-        elif isinstance(value, torch.Tensor):
-            yield f"{at}{key}", value
-
-
-def _bytes(tensor: Any) -> Any:
-    import torch
-
-    return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor
 
 
 def test_the_file_is_the_one_that_the_library_writes(tmp_path: Path) -> None:
